@@ -1,0 +1,1 @@
+"""ctrl: the control plane of fastproxy."""
