@@ -6,7 +6,7 @@ descriptors as SCM_RIGHTS. ``setup`` is the first, the others come in any order.
 ====================================  ===========  ==============================================================
 command                               descriptors  meaning
 ====================================  ===========  ==============================================================
-``setup <json of Settings>``          live, ring   map the shared memory; settings that do not change while running
+``setup <worker> <json of Settings>`` live, ring   map the shared memory; settings that do not change while running
 ``plan <version>``                    plan memfd   map, check and swap to it between two events
 ``listen <name>``                     socket       accept from it; name is the listener's key in the tables
 ``unlisten <name>``                   –            stop accepting; connections go on, closing as they fall idle
