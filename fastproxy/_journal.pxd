@@ -56,7 +56,7 @@ cdef struct Record:                     # 160 bytes, then the texts one after an
     uint8_t client[16]
     uint8_t request_id[16]              # when made by us and TEXT_REQUEST_ID is empty: the UUID's bytes
     uint32_t worker
-    uint16_t reserved[13]
+    uint16_t reserved[18]
 
 cdef struct Ring:                       # the worker's side
     RingHeader *header
@@ -64,7 +64,44 @@ cdef struct Ring:                       # the worker's side
     uint64_t mask
     uint64_t tail_seen                  # cached: read the shared tail only when this says full
 
+cdef struct Tape:                       # the agent's side; believes nothing that stands in the ring
+    RingHeader *header
+    const uint8_t *data
+    uint64_t size                       # of data, from the mapping and not from the header
+    uint64_t head                       # as last seen
+    uint64_t tail                       # ours; the shared word is written, never read again
+    uint64_t records
+    uint64_t corrupt                    # times a nonsense record was met and all up to head skipped
+
+# Bytes of a record with `text` bytes of texts.
+cdef inline uint32_t record_bytes(uint32_t text) noexcept nogil:
+    return (<uint32_t>sizeof(Record) + text + 7) & ~<uint32_t>7
+
+# Worker. `size`: of the whole mapping, as made by create(). 0, or -1: not a ring.
 cdef int ring_open(Ring *ring, uint8_t *base, size_t size) noexcept nogil
-# Room for `size` bytes (a multiple of 8) in one piece, or NULL: full, counted as dropped.
+# Room for `size` bytes (record_bytes()) in one piece, or NULL: full, counted as dropped. Sets record.size and
+# record.kind; all else holds old bytes. A second reserve without a commit takes the first one's place.
 cdef Record *ring_reserve(Ring *ring, uint32_t size) noexcept nogil
+# Shows the record to the reader. record.size must be what was reserved.
 cdef void ring_commit(Ring *ring, Record *record) noexcept nogil
+
+# Agent. 0, or -1: not a ring.
+cdef int tape_open(Tape *tape, uint8_t *base, size_t size) noexcept nogil
+# True: the next exchange is copied to `record`, whose text_len lie within *texts. Both lengths and texts stay valid
+# until tape_publish. False: nothing more.
+cdef bint tape_next(Tape *tape, Record *record, const uint8_t **texts) noexcept nogil
+# Gives the space of what was read back to the worker.
+cdef void tape_publish(Tape *tape) noexcept nogil
+
+# The mapping of a ring's descriptor.
+cdef class Map:
+    cdef uint8_t *base
+    cdef size_t size
+
+cdef class Writer:
+    cdef Map map
+    cdef Ring ring
+
+cdef class Reader:
+    cdef Map map
+    cdef Tape tape
