@@ -1,0 +1,134 @@
+"""The agent's side of the spawner: asks it for workers, and starts another when it dies."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from typing import Protocol
+
+from fastproxy.agent import log
+from fastproxy.agent.channel import Channel
+from fastproxy.agent.program import command
+
+FIRST_DELAY = 0.1
+LAST_DELAY = 10.0
+SETTLED = 1.0  # seconds of life after which a death is not a crash loop
+
+
+def backoff(deaths: int) -> float:
+    """Seconds to wait before the next start, after so many quick deaths in a row: 0, 0.1, 0.2, 0.4 … 10."""
+    if deaths <= 1:
+        return 0.0
+    return float(min(LAST_DELAY, FIRST_DELAY * 2.0 ** min(deaths - 2, 16)))
+
+
+class Parent(Protocol):
+    """Who is told what the spawner says."""
+
+    def on_forked(self, worker: int, pid: int, pidfd: int) -> None: ...
+    def on_fork_failed(self, worker: int, reason: str) -> None: ...
+    def on_exited(self, pid: int, status: int) -> None: ...
+    def on_spawner_gone(self) -> None: ...
+
+
+class SpawnerLink:
+    """One spawner at a time. Forks asked while there is none are asked again by the parent (on_spawner_gone)."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        parent: Parent,
+        sock: socket.socket,
+        pid: int,
+        module: str,
+    ) -> None:
+        self._loop = loop
+        self._parent = parent
+        self._module = module
+        self._deaths = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        self._adopt(sock, pid)
+
+    def __repr__(self) -> str:
+        return f"<SpawnerLink pid {self.pid}, {self._channel!r}>"
+
+    @property
+    def alive(self) -> bool:
+        return not self._channel.closed
+
+    def fork(self, worker: int, command_socket: socket.socket) -> None:
+        """Ask for a worker on that socket; the answer comes to the parent."""
+        self._channel.send(f"fork {worker}", [command_socket.fileno()])
+
+    def close(self) -> None:
+        """Let the spawner end (it sees end of file) and wait for it."""
+        self._closing = True
+        if self._timer:
+            self._timer.cancel()
+        if self.alive:
+            self._channel.close()
+            _reap(self.pid)
+
+    def _adopt(self, sock: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self._since = self._loop.time()
+        self._channel = Channel(self._loop, sock, self._on_packet, self._on_end)
+
+    def _on_packet(self, text: str, fds: list[int]) -> None:
+        verb, _, rest = text.partition(" ")
+        first, _, second = rest.partition(" ")
+        if verb == "forked":
+            self._parent.on_forked(int(first), int(second), fds[0])
+        elif verb == "exited":
+            self._parent.on_exited(int(first), int(second))
+        elif verb == "failed":
+            self._parent.on_fork_failed(int(first), second)
+
+    def _on_end(self) -> None:
+        status = _reap(self.pid)
+        settled = self._loop.time() - self._since >= SETTLED
+        self._deaths = 1 if settled else self._deaths + 1
+        delay = backoff(self._deaths)
+        log.warning(f"spawner {describe(status)}, its workers go on", f"pid {self.pid}", f"next start in {delay:g} s")
+        self._timer = self._loop.call_later(delay, self._start)
+
+    def _start(self) -> None:
+        self._timer = None
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        os.set_inheritable(theirs.fileno(), True)
+        words = command("fastproxy.spawner", str(theirs.fileno()), self._module)
+        try:
+            pid = os.posix_spawn(words[0], words, dict(os.environ))
+        except OSError as e:
+            ours.close()
+            self._deaths += 1
+            delay = backoff(self._deaths)
+            log.error(f"cannot start a spawner: {e.strerror}", do=f"next try in {delay:g} s")
+            self._timer = self._loop.call_later(delay, self._start)
+            return
+        finally:
+            theirs.close()
+        self._adopt(ours, pid)
+        self._parent.on_spawner_gone()
+
+
+def _reap(pid: int) -> int:
+    """The wait status of a child that has ended or is about to."""
+    try:
+        return os.waitpid(pid, 0)[1]
+    except ChildProcessError:
+        return 0
+
+
+def describe(status: int) -> str:
+    """A wait status in words: ``killed by SIGSEGV``, ``ended with status 1``."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        try:
+            return f"killed by {signal.Signals(number).name}"
+        except ValueError:
+            return f"killed by signal {number}"
+    return f"ended with status {os.waitstatus_to_exitcode(status)}"
