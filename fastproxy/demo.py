@@ -1,7 +1,7 @@
 """The demo: ``python -m fastproxy.demo`` runs the proxy in front of three small services.
 
 The services are threads of this process; the proxy is a real ``fastproxy run`` beside it, on a configuration
-file that a reader may edit while it runs. ``--once`` asks the three questions itself, checks the answers, ends.
+file that a reader may edit while it runs. ``--once`` asks the three questions itself, checks them, ends.
 """
 
 from __future__ import annotations
