@@ -6,10 +6,11 @@ FASTPROXY_DEBUG=1      asserts and resource checks on, no optimisation
 FASTPROXY_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer (implies DEBUG)
 FASTPROXY_PORTABLE=1   the portable twin of every intrinsic
 FASTPROXY_PROFILE=1    keep frame pointers and symbols for perf and callgrind
-FASTPROXY_ONLY=a,b     build only these modules (``_http1,_plan``)
+FASTPROXY_ONLY=a,b     build only these modules (``_http1,_plan``); ``none`` for no one
 """
 
 import os
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -19,14 +20,18 @@ def on(name: str) -> bool:
     return os.environ.get(f"FASTPROXY_{name}", "") not in ("", "0")
 
 
-MODULES = ("_http1", "_plan", "_balance", "_journal", "_core")
+MODULES = sorted(path.stem for path in Path("fastproxy").glob("_*.pyx"))
 only = [m for m in os.environ.get("FASTPROXY_ONLY", "").split(",") if m]
 
 cflags = ["-O2", "-fno-strict-aliasing", "-fno-plt", "-Wall", "-Wno-unused-function"]
 ldflags: list[str] = []
 macros: list[tuple[str, str | None]] = [("CYTHON_CLINE_IN_TRACEBACK", "0")]
 if on("SANITIZE"):
-    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer"]
+    sanitizers = [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=undefined",
+        "-fno-omit-frame-pointer",
+    ]
     cflags = ["-O1", "-g", "-fno-strict-aliasing", *sanitizers]
     ldflags = list(sanitizers)
 if on("DEBUG") or on("SANITIZE"):
@@ -48,22 +53,23 @@ extensions = [
         define_macros=macros,
     )
     for name in MODULES
-    if (not only or name in only) and os.path.exists(f"fastproxy/{name}.pyx")
+    if not only or name in only
 ]
 
-setup(
-    ext_modules=cythonize(
-        extensions,
-        nthreads=2 if len(extensions) > 1 else 0,
-        language_level=3,
-        annotate=on("ANNOTATE"),
-        compiler_directives={
-            "boundscheck": False,
-            "wraparound": False,
-            "cdivision": True,
-            "initializedcheck": False,
-            "embedsignature": True,
-            "legacy_implicit_noexcept": False,
-        },
-    ),
-)
+if __name__ == "__main__":  # Cython starts processes that import this file
+    setup(
+        ext_modules=cythonize(
+            extensions,
+            nthreads=2 if len(extensions) > 1 else 0,
+            language_level=3,
+            annotate=on("ANNOTATE"),
+            compiler_directives={
+                "boundscheck": False,
+                "wraparound": False,
+                "cdivision": True,
+                "initializedcheck": False,
+                "embedsignature": True,
+                "legacy_implicit_noexcept": False,
+            },
+        ),
+    )
