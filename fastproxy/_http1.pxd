@@ -62,8 +62,9 @@ cdef enum Framing:
     FRAMING_CHUNKED = 2
     FRAMING_CLOSE = 3           # response body ends with the connection
 
-# Names the proxy has to know. Field.known holds one of these, or KNOWN_NONE.
-cdef enum Known:
+# Known: names the proxy has to know. Field.known holds one of these, or KNOWN_NONE. (Without its name, since Cython
+# takes no named enum as an index, and these are indices of Head.first.)
+cdef enum:
     KNOWN_NONE = 0
     KNOWN_NOMINATED = 1         # not a name: a field that Connection names, so hop-by-hop
     KNOWN_CONNECTION = 2
@@ -149,6 +150,7 @@ cdef struct Head:
 cdef struct Chunked:
     uint64_t left               # bytes left of the current chunk's data
     uint32_t line               # bytes of the current size line, or of the trailer section, so far (bounded)
+    uint32_t extensions         # bytes of all extensions so far (bounded)
     uint8_t state               # 0 is the start; CHUNKED_DONE the end
     uint8_t bad                 # Bad, after -1
     uint8_t digits              # digits of the size so far
