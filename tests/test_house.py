@@ -79,8 +79,11 @@ def name_of(path: Path) -> str:
 
 
 def owner(path: Path) -> str:
-    """The module of fastproxy that a file belongs to: ``agent`` for agent/x.py, ``_core`` for core/x.pxi."""
+    """The module of fastproxy that a file belongs to: ``agent`` for agent/x.py, ``_core`` for core/x.pxi,
+    ``_http1`` for _http1_chunked.pxi."""
     first = path.relative_to(ROOT / "fastproxy").parts[0].split(".")[0]
+    if path.suffix == ".pxi" and first.startswith("_"):
+        first = first.rpartition("_")[0]
     return "_core" if first == "core" else first
 
 
