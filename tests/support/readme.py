@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
 
-from fastproxy import errors, settings
+from fastproxy import errors, flags, settings
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 START = "<!-- {}: made by tests/support/readme.py -->\n\n"
@@ -31,14 +30,14 @@ def errors_table() -> str:
 
 
 def flags_table() -> str:
-    """One row for each setting, the meaning taken from the comment beside it."""
-    source = Path(settings.__file__).read_text()
+    """One row for each setting."""
     lines = ["| flag | default | meaning |", "|---|---|---|"]
     for field in fields(settings.Settings):
-        comment = re.search(rf"^    {field.name}: [^#\n]*#\s*(.*)$", source, re.MULTILINE)
-        meaning = comment.group(1) if comment else field.name.replace("_", " ")
+        flag = flags.FLAGS[field.name]
+        spelling = f"--{field.name.replace('_', '-')} {flag.metavar}".strip()
         shown = "–" if field.default in ("", MISSING) else f"`{str(field.default).lower()}`"
-        lines.append(f"| `--{field.name.replace('_', '-')}` | {shown} | {meaning} |")
+        cells = (f"`{spelling}`".replace("|", "\\|"), shown, flag.help.rstrip("."))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
