@@ -3,10 +3,10 @@
 Floors: a file imports only from its own floor or lower ones, and imports on one floor make no circle.
 
     0  errors settings tables wire oneline regex resources/  words: what documents and messages are
-    1  plan slots explain sync, and the compiled leaves      tables -> plan; parse, route, admit, pick, record
+    1  plan slots explain sync, and the compiled leaves      tables -> plan; parse, route, pick, record, drain
     2  _core with core/*.pxi                                 the forwarding loop
     3  worker spawner agent/                                 processes
-    4  cli __main__ demo                                     programs
+    4  cli flags report __main__ demo                        programs
 
 ``ctrl`` may import floor 0 of fastproxy only; fastproxy imports no ``ctrl``, ``benchmarks`` or tests.
 """
@@ -32,10 +32,10 @@ CODE = ("fastproxy", "ctrl", "benchmarks", "tests")
 CEILING = 600
 FLOORS = {
     0: "errors settings tables wire oneline regex resources",
-    1: "plan slots explain sync _http1 _plan _breaker _balance _journal",
+    1: "plan slots explain sync _http1 _plan _breaker _balance _journal _names _accesslog _telemetry",
     2: "_core",
     3: "worker spawner agent",
-    4: "cli __main__ demo",
+    4: "cli flags report __main__ demo",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 FORBIDDEN = {"backend", "handler", "manager", "util", "gate", "shut"}
@@ -82,9 +82,9 @@ def owner(path: Path) -> str:
     """The module of fastproxy that a file belongs to: ``agent`` for agent/x.py, ``_core`` for core/x.pxi,
     ``_http1`` for _http1_chunked.pxi."""
     first = path.relative_to(ROOT / "fastproxy").parts[0].split(".")[0]
-    if path.suffix == ".pxi" and first.startswith("_"):
-        first = first.rpartition("_")[0]
-    return "_core" if first == "core" else first
+    if path.suffix == ".pxi":
+        return "_core" if first == "core" else "_" + first.split("_")[1]
+    return first
 
 
 def python_imports(path: Path) -> Iterator[str]:
