@@ -1,0 +1,1 @@
+"""``python -m benchmarks``: fastproxy beside its peers, in one run, on this machine."""
