@@ -1,0 +1,31 @@
+"""Resources: the YAML documents people write, from text to tables.
+
+floor  module            what it is
+0      problem           one error with its place
+0      tree, source      text to values with lines; files to texts
+1      fields, model     the words of the schema
+2      virtual_service, traffic   the schema, kind by kind
+3      documents, load   documents, good and bad; the last good ones
+4      registry, clusters, routes, listeners   one table each
+5      compile           all documents to tables
+6      __main__          the same as a short-lived process, so that the agent never imports any of it
+
+Importing this package costs pydantic and PyYAML: the agent does not, it runs ``python -m fastproxy.resources``.
+"""
+
+from fastproxy.resources.compile import compile_tables, settle
+from fastproxy.resources.documents import Document, Row
+from fastproxy.resources.load import Loaded, load, load_texts, merge_last_good
+from fastproxy.resources.problem import Problem
+
+__all__ = [
+    "Document",
+    "Loaded",
+    "Problem",
+    "Row",
+    "compile_tables",
+    "load",
+    "load_texts",
+    "merge_last_good",
+    "settle",
+]

@@ -1,0 +1,71 @@
+"""``python -m fastproxy.resources``: one request on standard input, one answer on standard output, both msgpack.
+
+The agent runs this for each load, so that it never holds pydantic or PyYAML in its memory.
+
+Request, a map; a missing key is its default::
+
+    path      str                      file or folder; "" for none
+    texts     [[name, bytes], …]       documents handed over (POST /config, the control plane); name stands for a file
+    labels    {str: str}               of this proxy, for Gateway.selector; {}: takes every Gateway
+    listen    str                      address of the mesh listener; "" for none
+    to        [str, …]                 endpoints for every mesh host that no document claims
+    previous  [row, …]                 ``documents`` of the last answer: last good versions
+
+Answer, a map::
+
+    tables     Tables                  of the good documents and the last good versions of the bad ones
+    problems   [{file, line, field, message, kind, namespace, name}, …]   in order of file and line; line 0: whole file
+    documents  [row, …]                what the tables were made of; keep them and hand them back as ``previous``
+    error      str                     only when ``listen`` or ``to`` is wrong or the request is not one: no other key
+
+    row = [kind, namespace, name, file, line, text]
+
+Exit status 0 with an answer, also one with problems; anything else is a crash, told on standard error.
+``problems`` empty means that every document that was read is in the tables.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import msgpack
+
+from fastproxy.resources.compile import settle
+from fastproxy.resources.documents import Row
+from fastproxy.resources.load import Loaded, load, load_texts, merge_last_good
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to one request, both as in the module's text."""
+    previous = [Row(*row) for row in request.get("previous", [])]
+    loaded = load(request["path"]) if request.get("path") else Loaded([], [])
+    more = load_texts((name, data) for name, data in request.get("texts", []))
+    loaded = Loaded(loaded.documents + more.documents, loaded.problems + more.problems)
+    merged = merge_last_good(loaded, previous)
+    try:
+        tables, documents, problems = settle(
+            merged.documents,
+            previous,
+            labels=request.get("labels", {}),
+            listen=request.get("listen", ""),
+            to=request.get("to", []),
+        )
+    except ValueError as error:
+        return {"error": str(error)}
+    return {
+        "tables": tables,
+        "problems": [p.to_dict() for p in sorted(merged.problems + problems, key=lambda p: (p.file, p.line))],
+        "documents": [list(d.row) for d in documents],
+    }
+
+
+def main() -> int:
+    request = msgpack.unpackb(sys.stdin.buffer.read(), max_buffer_size=0)
+    sys.stdout.buffer.write(msgpack.packb(answer(request)))
+    sys.stdout.buffer.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,210 @@
+"""Documents to tables: the one place where all kinds meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from fastproxy.oneline import add_mesh, add_upstream
+from fastproxy.resources.clusters import Rules, add_clusters, cluster_key
+from fastproxy.resources.documents import Document, Identity, Row
+from fastproxy.resources.listeners import Opening, address_key, covers, intersect, openings
+from fastproxy.resources.load import reread
+from fastproxy.resources.problem import Problem
+from fastproxy.resources.registry import Registry, Service
+from fastproxy.resources.routes import MESH, Translator, gateway_name
+from fastproxy.tables import NAMES, Match, Route, Tables, VirtualHost, empty
+
+Share = tuple[Document, list[Route]]  # what one VirtualService gives to one host of one listener
+
+
+def settle(
+    documents: Sequence[Document],
+    previous: Iterable[Row] = (),
+    *,
+    labels: Mapping[str, str] | None = None,
+    listen: str = "",
+    to: Sequence[str] = (),
+) -> tuple[Tables, list[Document], list[Problem]]:
+    """Tables of the documents that agree with each other, those documents, and what was wrong with the rest.
+
+    A document that does not fit its neighbours is replaced by its last good version from ``previous``, once, and
+    left out after that. Raises ValueError when ``listen`` or ``to`` is not an address.
+    """
+    last = {row.identity: row for row in previous}
+    chosen = {d.identity: d for d in documents}
+    told: dict[Identity, None] = {}
+    problems: list[Problem] = []
+    while True:
+        tables, wrong = _compile(list(chosen.values()), labels or {}, listen, to)
+        if not wrong:
+            return tables, list(chosen.values()), problems
+        for identity in dict.fromkeys(p.identity for p in wrong):
+            if identity not in told:
+                told[identity] = None
+                problems += [p for p in wrong if p.identity == identity]
+            row = last.pop(identity, None)
+            older = reread(row) if row is not None and row != chosen[identity].row else None
+            if older is not None:
+                chosen[identity] = older
+            else:
+                del chosen[identity]
+
+
+def compile_tables(
+    documents: Sequence[Document],
+    *,
+    labels: Mapping[str, str] | None = None,
+    listen: str = "",
+    to: Sequence[str] = (),
+) -> tuple[Tables, list[Problem]]:
+    """Tables of the good documents, and the problems of those left out. Raises ValueError as :func:`settle` does."""
+    tables, _, problems = settle(documents, labels=labels, listen=listen, to=to)
+    return tables, problems
+
+
+def _compile(
+    documents: list[Document], labels: Mapping[str, str], listen: str, to: Sequence[str]
+) -> tuple[Tables, list[Problem]]:
+    problems: list[Problem] = []
+    tables = empty()
+    registry = Registry(documents, problems)
+    add_clusters(tables, registry, Rules(documents, registry, problems))
+    if listen:
+        add_mesh(tables, listen)
+    services = [d for d in documents if d.row.kind == "VirtualService"]
+    for opening in openings(documents, labels).values():
+        if listen and opening.key == address_key(*_address(tables)):
+            message = f"{opening.key} is the address of --listen"
+            problems.append(opening.document.problem(("spec", "servers"), message))
+            continue
+        tables["listeners"][opening.key] = opening.row
+        _add_hosts(tables, opening.key, _gateway_shares(opening, services, registry, problems))
+    _add_hosts(tables, MESH, _mesh_shares(services, registry, problems))
+    _add_defaults(tables, services, registry)
+    add_upstream(tables, to)
+    rows = cast(dict[str, Any], tables)
+    for name in NAMES:
+        rows[name] = dict(sorted(rows[name].items()))
+    return tables, problems
+
+
+def _address(tables: Tables) -> tuple[str, int]:
+    row = tables["listeners"][MESH]
+    return row["address"], row["port"]
+
+
+def _gateways(document: Document) -> set[str]:
+    given = document.resource.spec.gateways
+    return {MESH} if given is None else {gateway_name(g, document.namespace) for g in given}
+
+
+def _gateway_shares(
+    opening: Opening, services: list[Document], registry: Registry, problems: list[Problem]
+) -> dict[str, list[Share]]:
+    """By host: what the VirtualServices bound to a listener's gateways say there, in order of the documents."""
+    translators: dict[frozenset[str], Translator] = {}
+    out: dict[str, list[Share]] = {}
+    for document in services:
+        bound = _gateways(document)
+        entries = [
+            e for e in opening.entries if e.gateway in bound and e.namespace in ("*", document.namespace)
+        ]
+        hosts: dict[str, set[str]] = {}
+        for mine in document.resource.spec.hosts if entries else ():
+            for entry in entries:
+                common = intersect(entry.host, mine)
+                if common is not None:
+                    hosts.setdefault(common, set()).add(entry.gateway)
+        for host, through in hosts.items():
+            gateways = frozenset(through)
+            if gateways not in translators:
+                translators[gateways] = Translator(registry, problems, gateways, opening.number)
+            out.setdefault(host, []).append((document, translators[gateways].routes(document)))
+    return out
+
+
+def _mesh_shares(
+    services: list[Document], registry: Registry, problems: list[Problem]
+) -> dict[str, list[Share]]:
+    """The same on the mesh, where a host that names a service answers under all names of that service."""
+    translator = Translator(registry, problems, frozenset({MESH}), 0)
+    out: dict[str, list[Share]] = {}
+    for document in services:
+        if MESH not in _gateways(document):
+            continue
+        hosts: dict[str, None] = {}
+        for mine in document.resource.spec.hosts:
+            hosts[mine] = None
+            service = registry.lookup(mine, document.namespace)
+            if service is not None:
+                hosts |= dict.fromkeys((service.host, *service.aliases))
+        for host in hosts:
+            out.setdefault(host, []).append((document, translator.routes(document)))
+    # a wildcard takes the services it covers, also under their other names
+    wild = sorted((h for h in out if "*" in h), key=len, reverse=True)
+    for service in registry.services.values():
+        cover = next((w for w in wild if covers(w, service.host)), None)
+        if cover is not None and service.host not in out:
+            for alias in service.aliases:
+                out.setdefault(alias, out[cover])
+    return out
+
+
+def _add_hosts(tables: Tables, listener: str, shares: Mapping[str, list[Share]]) -> None:
+    for host, given in shares.items():
+        row: VirtualHost = {"routes": merge(given), "source": [d.source for d, _ in given]}
+        tables["routes"][f"{listener} {host}"] = row
+
+
+def merge(shares: list[Share]) -> list[Route]:
+    """The routes of several VirtualServices of one host, one after the other; those that match always come last.
+
+    Istio's rule (CombineVHostRoutes): else the first document's default would hide all others.
+    """
+    if len(shares) == 1:
+        return shares[0][1]
+    first: list[Route] = []
+    last: list[Route] = []
+    for _, routes in shares:
+        for route in routes:
+            narrow = [m for m in route["matches"] if not _matches_all(m)]
+            if narrow:
+                first.append({**route, "matches": narrow})
+            if len(narrow) < len(route["matches"]) or not route["matches"]:
+                wide = [m for m in route["matches"] if _matches_all(m)]
+                last.append({**route, "matches": wide})
+    return first + last
+
+
+def _matches_all(match: Match) -> bool:
+    conditions = set(match) - {"name", "ignore_case"}
+    if not conditions:
+        return True
+    path = match.get("path", {})
+    return conditions == {"path"} and (path.get("prefix") == "/" or path.get("regex") in (".*", "/.*"))
+
+
+def _add_defaults(tables: Tables, services: list[Document], registry: Registry) -> None:
+    """A service without a VirtualService is reached on the mesh by its names."""
+    claimed = [h for d in services if MESH in _gateways(d) for h in d.resource.spec.hosts if "*" in h]
+    for service in registry.services.values():
+        if any(covers(wild, service.host) for wild in claimed):
+            continue
+        for host in (service.host, *service.aliases):
+            row: VirtualHost = {"routes": _default(service), "source": [service.document.source]}
+            tables["routes"].setdefault(f"{MESH} {host}", row)
+
+
+def _default(service: Service) -> list[Route]:
+    """By port where there are several; a port that the service has not goes to the first, as with only one."""
+    routes: list[Route] = []
+    for port in [*service.ports[1:], service.ports[0]]:
+        routes.append(
+            {
+                "name": "default",
+                "matches": [{"port": port.number}] if port is not service.ports[0] else [],
+                "destinations": [{"cluster": cluster_key(service.host, port.number), "weight": 1}],
+            }
+        )
+    return routes
