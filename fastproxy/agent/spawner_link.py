@@ -10,7 +10,7 @@ from typing import Protocol
 
 from fastproxy.agent import log
 from fastproxy.agent.channel import Channel
-from fastproxy.agent.program import command
+from fastproxy.agent.program import command, environment
 
 FIRST_DELAY = 0.1
 LAST_DELAY = 10.0
@@ -30,45 +30,52 @@ class Parent(Protocol):
     def on_forked(self, worker: int, pid: int, pidfd: int) -> None: ...
     def on_fork_failed(self, worker: int, reason: str) -> None: ...
     def on_exited(self, pid: int, status: int) -> None: ...
-    def on_spawner_gone(self) -> None: ...
+    def on_spawner_again(self) -> None: ...
 
 
 class SpawnerLink:
-    """One spawner at a time. Forks asked while there is none are asked again by the parent (on_spawner_gone)."""
+    """One spawner at a time. Forks asked while there is none are asked again by the parent (on_spawner_again)."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         parent: Parent,
-        sock: socket.socket,
-        pid: int,
         module: str,
+        first: tuple[socket.socket, int] | None = None,
     ) -> None:
+        """``first``: the spawner that fork() made, its socket and pid; without one a fresh program is started."""
         self._loop = loop
         self._parent = parent
         self._module = module
         self._deaths = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
-        self._adopt(sock, pid)
+        self.pid = 0
+        self._since = 0.0
+        self._channel: Channel | None = None
+        if first:
+            self._adopt(*first)
+        else:
+            self._start()
 
     def __repr__(self) -> str:
         return f"<SpawnerLink pid {self.pid}, {self._channel!r}>"
 
     @property
     def alive(self) -> bool:
-        return not self._channel.closed
+        return self._channel is not None and not self._channel.closed
 
     def fork(self, worker: int, command_socket: socket.socket) -> None:
         """Ask for a worker on that socket; the answer comes to the parent."""
-        self._channel.send(f"fork {worker}", [command_socket.fileno()])
+        if self._channel is not None:
+            self._channel.send(f"fork {worker}", [command_socket.fileno()])
 
     def close(self) -> None:
         """Let the spawner end (it sees end of file) and wait for it."""
         self._closing = True
         if self._timer:
             self._timer.cancel()
-        if self.alive:
+        if self._channel is not None and not self._channel.closed:
             self._channel.close()
             _reap(self.pid)
 
@@ -101,7 +108,7 @@ class SpawnerLink:
         os.set_inheritable(theirs.fileno(), True)
         words = command("fastproxy.spawner", str(theirs.fileno()), self._module)
         try:
-            pid = os.posix_spawn(words[0], words, dict(os.environ))
+            pid = os.posix_spawn(words[0], words, environment())
         except OSError as e:
             ours.close()
             self._deaths += 1
@@ -111,8 +118,10 @@ class SpawnerLink:
             return
         finally:
             theirs.close()
+        again = self._channel is not None
         self._adopt(ours, pid)
-        self._parent.on_spawner_gone()
+        if again:
+            self._parent.on_spawner_again()
 
 
 def _reap(pid: int) -> int:

@@ -46,7 +46,12 @@ class Supervisor:
     """Owns the workers and the link to the spawner; borrows plan and listening sockets to pass them on."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, settings: Settings, memory: Memory, spawner: socket.socket, pid: int, module: str
+        self,
+        loop: asyncio.AbstractEventLoop,
+        settings: Settings,
+        memory: Memory,
+        module: str,
+        spawner: tuple[socket.socket, int] | None = None,
     ) -> None:
         self._loop = loop
         self._memory = memory
@@ -58,7 +63,7 @@ class Supervisor:
         self._ending = False
         self.deaths = 0
         self.workers = [Worker(loop, i, self._on_answer) for i in range(settings.worker_count())]
-        self.spawner = SpawnerLink(loop, self, spawner, pid, module)
+        self.spawner = SpawnerLink(loop, self, module, spawner)
 
     def __repr__(self) -> str:
         return f"<Supervisor {', '.join(f'{w.index} {w.state.value}' for w in self.workers)}>"
@@ -145,8 +150,6 @@ class Supervisor:
         theirs = worker.open()
         self.spawner.fork(worker.index, theirs)
         theirs.close()
-        ring = self._memory.new_ring(worker.index)
-        worker.send(f"setup {worker.index} {self._setup}", [self._memory.live_fd, ring])
         self._timers[worker.index] = self._loop.call_later(START_TIMEOUT, self._on_slow_start, worker)
 
     def on_forked(self, worker: int, pid: int, pidfd: int) -> None:
@@ -159,6 +162,9 @@ class Supervisor:
         if self._ending:
             born.send("quit")
             return
+        # Not before: an answer must find the worker in the state that it answers from.
+        ring = self._memory.new_ring(worker)
+        born.send(f"setup {worker} {self._setup}", [self._memory.live_fd, ring])
         if self._plan:
             born.send(f"plan {self._plan[0]}", [self._plan[1]])
         for name, sock in self._listeners.items():
@@ -172,7 +178,7 @@ class Supervisor:
         self._memory.end_column(worker)
         self._again(failed, f"worker {worker} cannot be forked: {reason}")
 
-    def on_spawner_gone(self) -> None:
+    def on_spawner_again(self) -> None:
         for worker in self.workers:
             if worker.state is State.FORKING:
                 self.on_fork_failed(worker.index, "the spawner died")

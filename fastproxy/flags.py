@@ -1,0 +1,158 @@
+"""Every field of Settings as a flag of ``fastproxy run``: its group, its help, its check."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from fastproxy.oneline import parse_address
+from fastproxy.settings import Settings
+
+SOURCE, PROXY, LIMITS, TIMEOUTS = "Where resources come from", "This proxy", "Limits", "Timeouts, in seconds"
+TOLD, MEMORY = "What is told and believed", "Memory and scheduling"
+
+
+class Flag(NamedTuple):
+    group: str
+    help: str
+    metavar: str = ""
+    short: str = ""
+    low: float = 0
+    high: float = float("inf")
+
+
+INT32 = 2**31 - 1
+YEAR = 366 * 86400.0
+
+FLAGS: dict[str, Flag] = {
+    "config": Flag(SOURCE, "Resources: a YAML file, or a folder of them. Read again on SIGHUP and on change.", "FILE|DIR", "-c"),
+    "listen": Flag(SOURCE, "Address of the mesh listener.", "HOST:PORT|unix:///PATH"),
+    "to": Flag(SOURCE, "Where the one-line proxy sends everything; parted by commas, or repeated.", "HOST:PORT[,…]"),
+    "workers": Flag(PROXY, "Worker processes; 0: one per processor.", high=1024),
+    "admin": Flag(PROXY, "Address of the admin API, or off.", "HOST:PORT|unix:///PATH|off"),
+    "node": Flag(PROXY, "Name of this proxy; default: the host's.", "NAME"),
+    "label": Flag(PROXY, "A label that Gateway.selector is matched against; repeated.", "K=V"),
+    "access_log": Flag(PROXY, "One JSON line per exchange: a path, - for standard output, or off.", "PATH|-|off"),
+    "drain_timeout": Flag(PROXY, "Seconds that exchanges have to finish after SIGTERM.", high=YEAR),
+    "max_head": Flag(LIMITS, "Bytes of a message's head (431).", low=1024, high=16 * 1024 * 1024),
+    "max_fields": Flag(LIMITS, "Fields of a head (431).", low=1, high=65535),
+    "max_target": Flag(LIMITS, "Bytes of a request target (414).", low=16, high=16 * 1024 * 1024),
+    "max_body": Flag(LIMITS, "Bytes of a request body (413); 0: no limit.", high=2**62),
+    "max_connections": Flag(LIMITS, "Downstream connections of a worker; 0: what its descriptors allow.", high=INT32),
+    "max_pooled": Flag(LIMITS, "Idle upstream connections per endpoint and worker.", high=INT32),
+    "buffer": Flag(LIMITS, "Bytes buffered in one direction of a connection.", low=4096, high=1 << 30),
+    "header_timeout": Flag(TIMEOUTS, "First byte of a head to its last (408).", low=0.01, high=YEAR),
+    "body_timeout": Flag(TIMEOUTS, "Between two reads of a request body (408).", low=0.01, high=YEAR),
+    "idle_timeout": Flag(TIMEOUTS, "Kept-alive downstream connection without a request.", low=0.01, high=YEAR),
+    "write_timeout": Flag(TIMEOUTS, "Downstream takes nothing.", low=0.01, high=YEAR),
+    "connect_timeout": Flag(TIMEOUTS, "Upstream connect; a DestinationRule may say less.", low=0.01, high=YEAR),
+    "upstream_idle_timeout": Flag(TIMEOUTS, "Pooled upstream connection.", low=0.01, high=YEAR),
+    "upstream_read_timeout": Flag(TIMEOUTS, "Between two reads of an answer (504 before its head).", low=0.01, high=YEAR),
+    "tunnel_idle_timeout": Flag(TIMEOUTS, "Upgraded connection that moves nothing.", low=0.01, high=YEAR),
+    "trusted_hops": Flag(TOLD, "Proxies in front whose X-Forwarded-* is believed.", high=255),
+    "forwarded": Flag(TOLD, "Send RFC 7239 Forwarded besides X-Forwarded-*."),
+    "via": Flag(TOLD, "Pseudonym in Via; empty: no Via.", "NAME"),
+    "server": Flag(TOLD, "Server field of the proxy's own answers; empty: none.", "NAME"),
+    "slashes": Flag(TOLD, "%2F and %5C in a path: keep, reject or decode.", "keep|reject|decode"),
+    "merge_slashes": Flag(TOLD, "Merge repeated slashes before matching."),
+    "raw_path": Flag(TOLD, "Forward the path as it came, not the normalised one."),
+    "journal": Flag(MEMORY, "Bytes of a worker's journal ring; a power of two.", low=65536, high=1 << 30),
+    "max_clusters": Flag(MEMORY, "Slots for clusters in the live memory.", low=1, high=1 << 20),
+    "max_endpoints": Flag(MEMORY, "Slots for endpoints in the live memory.", low=1, high=1 << 22),
+    "tick_events": Flag(MEMORY, "Events that the core serves before it looks at other work.", low=1, high=INT32),
+    "tick_us": Flag(MEMORY, "Microseconds of the same.", low=1, high=10_000_000),
+}
+
+
+def parameters() -> list[inspect.Parameter]:
+    """The parameters of a typer command, one per field of Settings."""
+    out = []
+    for f in fields(Settings):
+        flag = FLAGS[f.name]
+        default = f.default if f.default is not MISSING else []
+        kind: Any = list[str] if isinstance(default, list) else type(default)
+        spellings = [f"--{f.name.replace('_', '-')}"] + ([flag.short] if flag.short else [])
+        if kind is bool:
+            spellings = [f"{spellings[0]}/--no-{f.name.replace('_', '-')}"]
+        more: dict[str, Any] = {"metavar": flag.metavar} if flag.metavar else {}
+        if kind in (int, float):
+            more |= {"min": kind(flag.low), "max": None if flag.high == float("inf") else kind(flag.high)}
+        option = typer.Option(
+            *spellings,
+            help=flag.help,
+            rich_help_panel=flag.group,
+            envvar=f"FASTPROXY_{f.name.upper()}",
+            show_envvar=False,
+            show_default=bool(default) or kind is bool,
+            **more,
+        )
+        out.append(
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+        )
+    return out
+
+
+class FlagError(Exception):
+    """``flag`` has a value that cannot be; ``why`` says what is expected."""
+
+    def __init__(self, flag: str, why: str) -> None:
+        super().__init__(f"--{flag.replace('_', '-')}: {why}")
+        self.flag, self.why = flag, why
+
+
+def settings_from(values: dict[str, Any]) -> Settings:
+    """Checked settings from parsed flags. Raises FlagError."""
+    values = dict(values)
+    values["to"] = [a.strip() for text in values["to"] for a in text.split(",") if a.strip()]
+    values["label"] = dict(_label(text) for text in values["label"])
+    settings = Settings(**values)
+    if settings.config and settings.to:
+        raise FlagError("to", "does not go with --config; write a VirtualService, or leave --config out")
+    if settings.to and not settings.listen:
+        raise FlagError("to", "needs --listen HOST:PORT, where the one-line proxy accepts requests")
+    if settings.listen and not (settings.to or settings.config):
+        raise FlagError("listen", "needs --to HOST:PORT or --config FILE, else nothing says where requests go")
+    if not settings.config and not settings.to:
+        raise FlagError("config", "say what to proxy: --listen HOST:PORT --to HOST:PORT, or -c FILE")
+    if settings.listen:
+        check_address("listen", settings.listen)
+    for address in settings.to:
+        check_address("to", address, names=True)
+    if settings.admin != "off":
+        check_address("admin", settings.admin)
+    if settings.slashes not in ("keep", "reject", "decode"):
+        raise FlagError("slashes", f"{settings.slashes!r} is not one of keep, reject, decode")
+    if settings.journal & (settings.journal - 1):
+        below = 1 << (settings.journal.bit_length() - 1)
+        raise FlagError("journal", f"{settings.journal} is not a power of two; {below} and {below * 2} are")
+    for name in ("via", "server"):
+        if not re.fullmatch(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?|", getattr(settings, name)):
+            raise FlagError(name, "only printable ASCII may stand in a field value")
+    if settings.via and not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z:]+", settings.via):
+        raise FlagError("via", f"{settings.via!r} is not a pseudonym (a token, RFC 9110 §7.6.3)")
+    return settings
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise FlagError("label", f"{text!r} is not K=V")
+    return key, value
+
+
+def check_address(flag: str, text: str, names: bool = False) -> None:
+    """``HOST:PORT``, ``[IPv6]:PORT`` or ``unix:///PATH``; raises FlagError with what is wrong and how to write it."""
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme != "unix":
+        raise FlagError(flag, f"{text!r} has a scheme; write {rest.partition('/')[0] or 'HOST:PORT'}")
+    host, _, port = text.rpartition(":")
+    if not names and host == "localhost":
+        raise FlagError(flag, f"{text!r} is a name; write 127.0.0.1:{port}")
+    try:
+        parse_address(text, names=names)
+    except ValueError as e:
+        raise FlagError(flag, str(e)) from None
