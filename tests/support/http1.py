@@ -35,7 +35,7 @@ class Message:
     body: bytes = b""
     trailers: Fields = field(default_factory=list)
     raw_head: bytes = b""
-    framing: str = "none"  # none, length, chunked, close
+    framing: str = "none"  # length, chunked or close once the body was read whole
 
     def all(self, name: str) -> list[bytes]:
         """Every value of that field, in order."""
@@ -157,14 +157,14 @@ class Reader:
 
     def _body(self, message: Message, may_close: bool) -> None:
         if message.all("transfer-encoding"):
-            message.framing = "chunked"
             message.body, message.trailers = self.chunked()
+            message.framing = "chunked"
         elif lengths := message.all("content-length"):
-            message.framing = "length"
             message.body = self.take(int(lengths[0]))
+            message.framing = "length"
         elif may_close:
-            message.framing = "close"
             message.body = self.rest()
+            message.framing = "close"
 
     def request_head(self) -> Request:
         """The head of a request; its body is left in the stream."""

@@ -32,6 +32,7 @@ class Connection:
         self.sock = sock
         self.number = number
         self.received = bytearray()
+        self.completed: list[Request] = []
         self.reader = Reader(self._receive)
 
     def _receive(self) -> bytes:
@@ -39,6 +40,8 @@ class Connection:
             data = self.sock.recv(65536)
         except ConnectionResetError:
             data = b""
+        except TimeoutError:
+            raise
         except OSError as error:  # closed by reset() while we waited
             raise Eof from error
         self.received += data
@@ -52,7 +55,9 @@ class Connection:
 
     def request(self) -> Request:
         """The next request, whole; Eof when the proxy closes instead."""
-        return self.reader.body_of(self.head())
+        request = self.reader.body_of(self.head())
+        self.completed.append(request)
+        return request
 
     def send(self, *parts: bytes, pause: float = 0.0) -> None:
         """Each part in a packet of its own."""
@@ -69,6 +74,10 @@ class Connection:
             self.sock.settimeout(0.05)
             while self.sock.recv(65536):
                 pass
+        self.sock.close()
+
+    def drop(self) -> None:
+        """close() as it comes: FIN, or RST when there are unread bytes."""
         self.sock.close()
 
     def half_close(self) -> None:
@@ -89,7 +98,8 @@ class Upstream:
     """Listens on loopback (or at ``path``) and runs the script in a thread for each connection.
 
     A script that ends leaves its connection open until :meth:`reset`, which the fixture calls
-    after each test and which raises what a script raised. Eof and a broken pipe end a script quietly: the proxy went away.
+    after each test and which raises what a script raised. Eof and a broken pipe end a script
+    quietly: the proxy went away.
     """
 
     def __init__(self, path: str = "") -> None:
@@ -172,6 +182,12 @@ class Upstream:
             )
             time.sleep(0.005)
         return self.requests
+
+    def join(self, timeout: float = 5.0) -> None:
+        """Until every script has ended."""
+        for thread in list(self._threads):
+            thread.join(timeout)
+            assert not thread.is_alive(), "a script still waits for the proxy"
 
     def reset(self, check: bool = True) -> None:
         """Close every connection, forget what was seen, and raise what a script raised."""
