@@ -1,5 +1,5 @@
-# The journal: one single-producer single-consumer ring per worker, in shared memory. The worker appends one record per
-# exchange and never waits: a full ring drops and counts. The agent reads: access log, metrics.
+# The journal: one single-producer single-consumer ring per worker, in shared memory. The worker appends one
+# record per exchange and never waits: a full ring drops and counts. The agent reads: access log, metrics.
 #
 #   RingHeader (4096 bytes) | data (power of two)        head: written by the worker, tail: by the agent
 #
@@ -87,8 +87,8 @@ cdef void ring_commit(Ring *ring, Record *record) noexcept nogil
 
 # Agent. 0, or -1: not a ring.
 cdef int tape_open(Tape *tape, uint8_t *base, size_t size) noexcept nogil
-# True: the next exchange is copied to `record`, whose text_len lie within *texts. Both lengths and texts stay valid
-# until tape_publish. False: nothing more.
+# True: the next exchange is copied to `record`, whose text_len lie within *texts. Both lengths and texts stay
+# valid until tape_publish. False: nothing more.
 cdef bint tape_next(Tape *tape, Record *record, const uint8_t **texts) noexcept nogil
 # Gives the space of what was read back to the worker.
 cdef void tape_publish(Tape *tape) noexcept nogil

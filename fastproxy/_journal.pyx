@@ -1,8 +1,8 @@
 # The journal's ring, both sides. See the .pxd for the picture.
 #
-# One writer, one reader, two words: the worker stores `head` with release after the bytes, the agent loads it with
-# acquire before them; `tail` likewise the other way. So no record is seen before it is whole, even when its worker
-# is killed half way: it then never gets behind head.
+# One writer, one reader, two words: the worker stores `head` with release after the bytes, the agent loads it
+# with acquire before them; `tail` likewise the other way. So no record is seen before it is whole, even when
+# its worker is killed half way: it then never gets behind head.
 
 from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
@@ -159,8 +159,8 @@ cdef void tape_publish(Tape *tape) noexcept nogil:
 def create(size_t size) -> int:
     """A new ring of ``size`` data bytes (a power of two, 4 KiB to 1 GiB) as a memfd; the caller closes it.
 
-    Its length is sealed, so that no worker can shrink what the agent has mapped. A record takes 160 bytes plus its
-    texts; one larger than half of the ring may never fit. Raises ValueError or OSError.
+    Its length is sealed, so that no worker can shrink what the agent has mapped. A record takes 160 bytes
+    plus its texts; one larger than half of the ring may never fit. Raises ValueError or OSError.
     """
     if size & (size - 1) or not DATA_MIN <= size <= DATA_MAX:
         raise ValueError(f"journal size must be a power of two from {DATA_MIN} to {DATA_MAX}, not {size}")
@@ -199,10 +199,10 @@ cdef class Map:
 
 
 cdef dict _NUMBERS = {
-    "status": 200, "start_us": 0, "duration_us": 0, "upstream_us": 0xFFFFFFFF, "bytes_received": 0, "bytes_sent": 0,
-    "plan_version": 0, "listener": 0, "route": 0xFFFFFFFF, "cluster": 0xFFFFFFFF, "endpoint": 0xFFFFFFFF,
-    "upstream_status": 0, "error": 0, "detail": 0, "minor": 1, "attempts": 0, "upgraded": 0, "client_family": 0,
-    "client_port": 0, "worker": 0,
+    "status": 200, "start_us": 0, "duration_us": 0, "upstream_us": 0xFFFFFFFF, "bytes_received": 0,
+    "bytes_sent": 0, "plan_version": 0, "listener": 0, "route": 0xFFFFFFFF, "cluster": 0xFFFFFFFF,
+    "endpoint": 0xFFFFFFFF, "upstream_status": 0, "error": 0, "detail": 0, "minor": 1, "attempts": 0,
+    "upgraded": 0, "client_family": 0, "client_port": 0, "worker": 0,
 }
 cdef tuple _TEXTS = ("method", "authority", "path", "user_agent", "forwarded_for", "request_id")
 
@@ -216,7 +216,8 @@ cdef class Writer:
             raise ValueError("not a journal ring")
 
     def append(self, **fields) -> bool:
-        """One exchange with the fields of ``Record``, texts, ``client`` and ``uuid`` (the made request id) as bytes.
+        """One exchange with the fields of ``Record``, texts, ``client`` and ``uuid`` (the made request id) as
+        bytes.
 
         False: the ring is full; counted. TypeError for an unknown field.
         """
@@ -269,7 +270,8 @@ cdef class Writer:
         return True
 
     def repeat(self, uint64_t count, uint32_t text = 0) -> int:
-        """Append ``count`` plain records as fast as the core would, waiting for no one; how many were not dropped.
+        """Append ``count`` plain records as fast as the core would, waiting for no one; how many were not
+        dropped.
 
         ``bytes_sent`` numbers them from 0, ``text`` bytes of 'a' are their path.
         """
@@ -326,11 +328,11 @@ cdef class Reader:
 
 cdef dict _as_dict(const Record *r, const uint8_t *texts):
     cdef dict out = {
-        "status": r.status, "start_us": r.start_us, "duration_us": r.duration_us, "upstream_us": r.upstream_us,
-        "bytes_received": r.bytes_received, "bytes_sent": r.bytes_sent, "plan_version": r.plan_version,
-        "listener": r.listener, "route": r.route, "cluster": r.cluster, "endpoint": r.endpoint,
-        "upstream_status": r.upstream_status, "error": r.error, "detail": r.detail, "minor": r.minor,
-        "attempts": r.attempts, "upgraded": r.upgraded, "client_family": r.client_family,
+        "status": r.status, "start_us": r.start_us, "duration_us": r.duration_us,
+        "upstream_us": r.upstream_us, "bytes_received": r.bytes_received, "bytes_sent": r.bytes_sent,
+        "plan_version": r.plan_version, "listener": r.listener, "route": r.route, "cluster": r.cluster,
+        "endpoint": r.endpoint, "upstream_status": r.upstream_status, "error": r.error, "detail": r.detail,
+        "minor": r.minor, "attempts": r.attempts, "upgraded": r.upgraded, "client_family": r.client_family,
         "client_port": r.client_port, "worker": r.worker, "client": (<const char *>r.client)[:16],
         "uuid": (<const char *>r.request_id)[:16],
     }
