@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from benchmarks import chart
 from benchmarks.scenarios import ROWS
@@ -47,8 +47,13 @@ def spread(slot: Slot | None, name: str, scale: float = 1.0) -> str:
     found = figure(slot, name, scale)
     if found is None:
         return ""
-    middle, least, most = found
-    return short(middle) if least == most else f"{short(middle)} ({short(least)}–{short(most)})"
+    centre, least, most = found
+    return short(centre) if least == most else f"{short(centre)} ({short(least)}–{short(most)})"
+
+
+def middle(slot: Slot | None, name: str) -> str:
+    """The median alone, where there is no room."""
+    return spread(slot, name).partition(" (")[0]
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -117,8 +122,8 @@ def markdown(results: Results, charts: list[str]) -> str:
     machine, options = results["machine"], results["options"]
     apart = machine["proxy_core"] != machine["load_core"]
     place = (
-        f"The proxy is alone on core {machine['proxy_core']}; load generator, origin and fastproxy's agent are "
-        f"on core {machine['load_core']}; requests per second are those of the whole chain."
+        f"The proxy is alone on core {machine['proxy_core']}; load generator, origin and fastproxy's agent "
+        f"are on core {machine['load_core']}; requests per second are those of the whole chain."
         if apart
         else "There is one core only: load and proxy share it."
     )
@@ -128,7 +133,8 @@ def markdown(results: Results, charts: list[str]) -> str:
         "",
         "Written by `make bench`; every figure is computed from `results.json`. "
         f"{results['date'][:10]}, commit `{results['commit'][:19]}`, {machine['processor']}, "
-        f"{machine['cores']} cores, Linux {machine['kernel']} {machine['system']}, Python {machine['python']}. {place}",
+        f"{machine['cores']} cores, Linux {machine['kernel']} {machine['system']}, Python "
+        f"{machine['python']}. {place}",
         "",
         f"Medians of {options['rounds']} rounds of {options['seconds']} s (least–most); the peers take turns "
         "within a round. CPU is what the kernel's scheduler accounts to all processes of a proxy, user and "
@@ -214,15 +220,21 @@ def render(file: Path) -> None:
     (file.parent / "README.md").write_text(markdown(results, charts))
 
 
+def terminal() -> Console:
+    """A console that is wide enough when nobody watches."""
+    return Console(width=None if sys.stdout.isatty() else 110)
+
+
 def show(results: Results, console: Console) -> None:
     """The figures that matter, on the terminal."""
     rows = results["rows"]
     names = [name for name in CPU_ROWS if name in rows]
     peers = peers_of(results, names)
     if names:
-        cpu = Table("CPU µs per request", *peers)
+        heads = [Column(peer.replace("-", "-\n"), no_wrap=True, justify="right") for peer in peers]
+        cpu = Table(Column("CPU µs per request", no_wrap=True), *heads, box=None)
         for name in names:
-            cpu.add_row(name, *(spread(rows[name].get(peer), "cpu_us") for peer in peers))
+            cpu.add_row(name, *(middle(rows[name].get(peer), "cpu_us") for peer in peers))
         console.print(cpu)
     reached = Table("row", "target", "measured", "reached")
     for line in target_lines(results):
@@ -236,4 +248,4 @@ if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python -m benchmarks.report results.json")
     render(Path(sys.argv[1]))
-    show(json.loads(Path(sys.argv[1]).read_text()), Console())
+    show(json.loads(Path(sys.argv[1]).read_text()), terminal())

@@ -273,7 +273,7 @@ def main_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
 ) -> None:
     """Measure fastproxy beside its peers and write results.json, README.md and charts."""
-    console = Console()
+    console = report.terminal()
     why = load.available()
     if why:
         console.print(f"[red]nothing can be measured:[/red] {why}")

@@ -6,7 +6,7 @@ import http.client
 import sys
 from pathlib import Path
 
-import msgpack  # type: ignore[import-untyped]
+import msgpack
 
 from benchmarks.load import Failed
 from benchmarks.peers.base import Peer
