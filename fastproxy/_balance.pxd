@@ -75,7 +75,7 @@ cdef struct EndpointCount:
     uint64_t errors
     uint64_t reserved
 
-cdef struct Live:
+cdef struct LiveView:
     uint8_t *base
     LiveHeader *header
     ClusterState *clusters
@@ -88,8 +88,8 @@ cdef struct Live:
     uint8_t *columns                    # the first
 
 cdef size_t live_bytes(uint32_t workers, uint32_t clusters, uint32_t endpoints) noexcept nogil
-cdef int live_open(Live *live, uint8_t *base, size_t size, uint32_t worker) noexcept nogil
-cdef uint32_t live_endpoint_active(const Live *live, uint32_t slot) noexcept nogil
+cdef int live_open(LiveView *live, uint8_t *base, size_t size, uint32_t worker) noexcept nogil
+cdef uint32_t live_endpoint_active(const LiveView *live, uint32_t slot) noexcept nogil
 # The endpoint to ask, or NULL: none is healthy. `avoid` is one that was just tried, taken only when nothing else is.
-cdef const Endpoint *balance_pick(const Plan *plan, const Cluster *cluster, Live *live, uint32_t random,
+cdef const Endpoint *balance_pick(const Plan *plan, const Cluster *cluster, LiveView *live, uint32_t random,
                                   const Endpoint *avoid) noexcept nogil

@@ -17,3 +17,120 @@ command                               descriptors  meaning
 It answers ``ready``, ``serving <version> <swap µs>``, ``rejected <version> <reason>``, ``drained``.
 End of file on the socket means that the agent is gone: the worker drains by itself and ends.
 """
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from typing import Any
+
+import uvloop
+
+from fastproxy import errors
+from fastproxy._core import Core
+
+AGENTS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Worker:
+    """The agent's commands, carried out on one :class:`Core`."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, agent: socket.socket) -> None:
+        self._loop = loop
+        self._agent = agent
+        self._core: Core | None = None
+        self._draining = False
+        self._watch: asyncio.TimerHandle | None = None
+
+    def on_command(self) -> None:
+        """Take all commands that wait. Edge-triggered in the core, level-triggered here."""
+        while True:
+            try:
+                data, fds, _flags, _address = socket.recv_fds(self._agent, 65536, 4, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, fds = b"", []
+            if not data:
+                self._loop.remove_reader(self._agent)
+                self.drain()  # the agent is gone; what runs may finish
+                return
+            verb, _, rest = data.decode().partition(" ")
+            self._carry_out(verb, rest, fds)
+
+    def _carry_out(self, verb: str, rest: str, fds: list[int]) -> None:
+        core = self._core
+        if verb == "setup":
+            worker, _, settings = rest.partition(" ")
+            self._setup(int(worker), json.loads(settings), *fds)
+        elif verb == "quit":
+            self._loop.stop()
+        elif core is None:
+            raise RuntimeError(f"{verb} before setup")
+        elif verb == "plan":
+            try:
+                version, us = core.plan(fds[0])
+                self._say(f"serving {version} {us}")
+            except ValueError as e:
+                self._say(f"rejected {rest} {e}")
+            os.close(fds[0])
+        elif verb == "listen":
+            core.listen(rest.encode(), fds[0])
+        elif verb == "unlisten":
+            core.unlisten(rest.encode())
+        elif verb == "drain":
+            self.drain()
+        else:
+            raise RuntimeError(f"unknown command {verb!r}")
+
+    def _setup(self, index: int, settings: dict[str, Any], live: int, journal: int) -> None:
+        self._core = Core(index, settings, errors.core_rows(), live, journal, self._agent.fileno())
+        os.close(live)
+        os.close(journal)
+        self._loop.add_reader(self._core.fd, self._core.tick)
+        self._say("ready")
+
+    def drain(self) -> None:
+        """Stop accepting; say so, and end when the agent is gone, once the last connection is."""
+        if self._core is None:
+            self._loop.stop()
+        elif not self._draining:
+            self._draining = True
+            self._core.drain()
+            self._when_drained()
+
+    def _when_drained(self) -> None:
+        assert self._core is not None
+        if self._core.connections():
+            self._watch = self._loop.call_later(0.02, self._when_drained)
+        elif not self._say("drained"):
+            self._loop.stop()
+
+    def _say(self, text: str) -> bool:
+        """Answer the agent; False: it is gone."""
+        try:
+            self._agent.send(text.encode())
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def main(fd: int) -> None:
+    """Run a worker on the command socket ``fd`` until the agent says quit, or is gone and the last exchange is over."""
+    for number in AGENTS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the agent decides, also when Ctrl-C goes to the whole group
+    agent = socket.socket(fileno=fd)
+    agent.setblocking(False)
+    loop = uvloop.new_event_loop()
+    worker = Worker(loop, agent)
+    loop.add_reader(agent, worker.on_command)
+    worker.on_command()
+    try:
+        loop.run_forever()
+    finally:
+        loop.close()

@@ -1,0 +1,194 @@
+# The request head on its way upstream (codec seam: HTTP/1.1 out). Runs of field lines that stay as they are get copied
+# in one piece; only what is dropped or changed breaks a run.
+
+cdef inline uint8_t *put(uint8_t *o, const void *p, size_t n) noexcept nogil:
+    memcpy(o, p, n)
+    return o + n
+
+cdef uint8_t *put_number(uint8_t *o, uint64_t value) noexcept nogil:
+    cdef uint8_t digits[20]
+    cdef int n = 0
+    while True:
+        digits[n] = <uint8_t>(48 + value % 10)
+        n += 1
+        value //= 10
+        if value == 0:
+            break
+    while n:
+        n -= 1
+        o[0] = digits[n]
+        o += 1
+    return o
+
+cdef uint8_t *put_address(uint8_t *o, const Conn *c) noexcept nogil:
+    """The peer's IP address as text; `unknown` (RFC 7239 §6.2) for a Unix socket."""
+    cdef int i
+    if c.family == AF_INET:
+        for i in range(4):
+            if i:
+                o[0] = 46
+                o += 1
+            o = put_number(o, c.address[i])
+        return o
+    if c.family == AF_INET6:
+        if inet_ntop(AF_INET6, c.address, <char *>o, 46) != NULL:
+            return o + strlen(<char *>o)
+    return put(o, b"unknown", 7)
+
+cdef uint8_t *put_uuid(uint8_t *o, const uint8_t *id) noexcept nogil:
+    cdef const char *hex = b"0123456789abcdef"
+    cdef int i
+    for i in range(16):
+        if i == 4 or i == 6 or i == 8 or i == 10:
+            o[0] = 45
+            o += 1
+        o[0] = hex[id[i] >> 4]
+        o[1] = hex[id[i] & 15]
+        o += 2
+    return o
+
+cdef inline const Field *known_field(const Head *h, int known) noexcept nogil:
+    return &h.fields[h.first[known] - 1] if h.first[known] else NULL
+
+cdef inline uint32_t line_end(const Head *h, uint32_t i) noexcept nogil:
+    """Offset behind the line of field i: where the next one begins, or the empty line."""
+    return h.fields[i + 1].name if i + 1 < h.field_count else h.length - 2
+
+cdef uint8_t *put_fields(Worker *w, uint8_t *o, const Head *h, const uint8_t *drop, const Plan *plan,
+                         const HeaderOps *a, const HeaderOps *b) noexcept nogil:
+    """All field lines but those that `drop` (by Known) or the header operations take out."""
+    cdef uint32_t i
+    cdef uint32_t start = 0
+    cdef bint open = False
+    cdef const Field *f
+    cdef uint64_t bloom = (a.bloom if a != NULL else 0) | (b.bloom if b != NULL else 0)
+    for i in range(h.field_count):
+        f = &h.fields[i]
+        if drop[f.known] or (bloom and (bloom >> (f.hash & 63)) & 1 and (
+                (a != NULL and ops_remove(plan, a, h.base, f)) or (b != NULL and ops_remove(plan, b, h.base, f)))):
+            if open:
+                o = put(o, h.base + start, f.name - start)
+                open = False
+        elif not open:
+            start = f.name
+            open = True
+    if open:
+        o = put(o, h.base + start, h.length - 2 - start)
+    if a != NULL and a.append.len:
+        o = put(o, text(plan, a.append), a.append.len)
+    if b != NULL and b.append.len:
+        o = put(o, text(plan, b.append), b.append.len)
+    return o
+
+cdef uint8_t *put_list(uint8_t *o, const Head *h, int known) noexcept nogil:
+    """All values of a field that was sent in several lines, as one list followed by ', '."""
+    cdef uint32_t i
+    cdef const Field *f
+    for i in range(h.first[known] - 1, h.field_count):
+        f = &h.fields[i]
+        if f.known == known and f.value_len:
+            o = put(o, h.base + f.value, f.value_len)
+            o = put(o, b", ", 2)
+    return o
+
+cdef uint8_t *put_forwarding(Worker *w, uint8_t *o, Exchange *ex, const Head *h) noexcept nogil:
+    """Who asked, as X-Forwarded-* and on request RFC 7239. What came from outside counts only behind trusted hops."""
+    cdef Conn *d = ex.down
+    cdef bint trusted = w.options.trusted_hops > 0
+    cdef const Field *f
+    o = put(o, b"X-Forwarded-For: ", 17)
+    if trusted and h.first[KNOWN_X_FORWARDED_FOR]:
+        o = put_list(o, h, KNOWN_X_FORWARDED_FOR)
+    o = put_address(o, d)
+    f = known_field(h, KNOWN_X_FORWARDED_PROTO) if trusted else NULL
+    if f != NULL:
+        o = put(o, b"\r\nX-Forwarded-Proto: ", 21)
+        o = put(o, h.base + f.value, f.value_len)
+    else:
+        o = put(o, b"\r\nX-Forwarded-Proto: http", 25)
+    f = known_field(h, KNOWN_X_FORWARDED_HOST) if trusted else NULL
+    if f != NULL:
+        o = put(o, b"\r\nX-Forwarded-Host: ", 20)
+        o = put(o, h.base + f.value, f.value_len)
+    elif h.authority.len:
+        o = put(o, b"\r\nX-Forwarded-Host: ", 20)
+        o = put(o, h.base + h.authority.at, h.authority.len)
+    o = put(o, b"\r\n", 2)
+    if w.options.forwarded:
+        o = put(o, b"Forwarded: ", 11)
+        if trusted and h.first[KNOWN_FORWARDED]:
+            o = put_list(o, h, KNOWN_FORWARDED)
+        if d.family == AF_INET6:
+            o = put(o, b"for=\"[", 6)
+            o = put_address(o, d)
+            o = put(o, b"]\"", 2)
+        else:
+            o = put(o, b"for=", 4)
+            o = put_address(o, d)
+        if h.authority.len:
+            o = put(o, b";host=\"", 7)
+            o = put(o, h.base + h.authority.at, h.authority.len)
+            o = put(o, b"\"", 1)
+        o = put(o, b";proto=http\r\n", 13)
+    return o
+
+cdef size_t request_head_bound(const Head *h, const Route *route, const Destination *destination,
+                               size_t target_len) noexcept nogil:
+    """Most bytes that request_head may write."""
+    # what came as X-Forwarded-* or Forwarded is dropped as lines before it is written once as a list
+    return (<size_t>h.length + HEAD_ROOM + target_len + route.request.append.len + destination.request.append.len
+            + route.authority.len + 3 * <size_t>h.authority.len)
+
+cdef bint upgrade_wanted(const Head *h) noexcept nogil:
+    """An upgrade is passed on, but never to h2c: a proxy that tunnels it is blind to what is inside."""
+    cdef const Field *f = known_field(h, KNOWN_UPGRADE)
+    cdef const uint8_t *v
+    if not (h.flags & HEAD_CONNECTION_UPGRADE) or f == NULL or h.minor == 0 or h.first[KNOWN_HTTP2_SETTINGS]:
+        return False
+    v = h.base + f.value
+    if f.value_len == 0 or memchr(v, 44, f.value_len) != NULL:     # one protocol, not a list
+        return False
+    return not (f.value_len >= 2 and (v[0] | 32) == 104 and v[1] == 50)
+
+cdef uint8_t *request_head(Worker *w, uint8_t *o, Exchange *ex, const Routing *r, const uint8_t *target,
+                           size_t target_len, bint drop_expect) noexcept nogil:
+    """Write the head as the upstream gets it. `target`: path and query, ready. The caller made room by
+    request_head_bound."""
+    cdef const Head *h = r.head
+    cdef const Route *route = r.route
+    cdef uint8_t *drop = w.drop_request
+    cdef uint64_t id
+    cdef uint32_t i
+    cdef uint32_t slash
+    o = put(o, h.base + h.method.at, h.method.len)
+    o[0] = 32
+    o = put(o + 1, target, target_len)
+    o = put(o, b" HTTP/1.1\r\nHost: ", 17)
+    if route.authority.len:
+        o = put(o, text(ex.plan, route.authority), route.authority.len)
+    else:
+        o = put(o, h.base + h.authority.at, h.authority.len)
+    o = put(o, b"\r\n", 2)
+    drop[KNOWN_EXPECT] = drop_expect
+    drop[KNOWN_UPGRADE] = not (ex.flags & EX_UPGRADE)
+    o = put_fields(w, o, h, drop, ex.plan, &route.request, &ex.destination.request)
+    o = put_forwarding(w, o, ex, h)
+    if h.first[KNOWN_X_REQUEST_ID] == 0:
+        id = random_next(w)
+        memcpy(ex.request_id, &id, 8)
+        id = random_next(w)
+        memcpy(ex.request_id + 8, &id, 8)
+        ex.request_id[6] = (ex.request_id[6] & 0x0f) | 0x40         # RFC 9562: version 4
+        ex.request_id[8] = (ex.request_id[8] & 0x3f) | 0x80
+        o = put(o, b"X-Request-Id: ", 14)
+        o = put_uuid(o, ex.request_id)
+        o = put(o, b"\r\n", 2)
+    if w.options.via_len:
+        slash = w.options.via_len
+        o = put(o, w.options.via, slash)
+        (o - slash + 7)[0] = 48 + h.minor                           # Via names the version that was received
+    if ex.flags & EX_UPGRADE:
+        o = put(o, b"Connection: upgrade\r\n", 21)
+    elif h.flags & HEAD_TE_TRAILERS and h.minor:
+        o = put(o, b"TE: trailers\r\nConnection: TE\r\n", 30)
+    return put(o, b"\r\n", 2)
