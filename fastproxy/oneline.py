@@ -16,7 +16,7 @@ _NAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?:\.[A-Za-z0-9_-]{1,63})*\.?\Z")
 
 
 def parse_address(text: str, *, names: bool = False) -> tuple[str, int]:
-    """``HOST:PORT``, ``[::1]:PORT``, ``:PORT`` (all addresses) or ``unix:///path`` (port 0) to (address, port).
+    """(address, port) of ``HOST:PORT``, ``[::1]:PORT``, ``:PORT`` (all addresses), ``unix:///path`` (0).
 
     A host name passes only with ``names``. Raises ValueError with a sentence for the user.
     """

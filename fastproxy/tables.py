@@ -2,12 +2,13 @@
 
 Five tables, each a mapping from key to row, so that a version can be sent as puts and deletes:
 
-listeners  name -> Listener     name is the Gateway server's ``bind:port`` (``0.0.0.0:9000``, ``unix:///path``) or ``mesh``
+listeners  name -> Listener     a Gateway server's ``bind:port`` (``0.0.0.0:9000``, ``unix:///path``) or ``mesh``
 routes     "<listener> <host>" -> VirtualHost     host: ``reviews``, ``*.example.com`` or ``*``, lower case
 clusters   "outbound|<port>|<subset>|<host>" -> Cluster     Envoy's form of the name; subset may be empty
 endpoints  "<host>|<port>" -> list of Endpoint
 breakers   cluster key -> row   (empty until the policies bring it)
 
+Routes of ``mesh`` are there even when no listener of that name is (``explain`` asks for them).
 Durations are milliseconds. Names of header fields are lower case. A missing optional key means its default.
 """
 
@@ -28,7 +29,12 @@ class StringMatch(TypedDict, total=False):
 
 
 class Match(TypedDict, total=False):
-    """One match: all that is there must hold. An empty match holds always."""
+    """One match: all that is there must hold. An empty match holds always.
+
+    ``port``: the one in the request's authority, without one 80 (https: 443). It is left on the mesh listener
+    only: a Gateway listener has one port, so there it is decided when the tables are made. ``regex`` means
+    the whole value (Envoy's full match). ``name``: what the user calls it, for explain.
+    """
 
     name: str
     path: StringMatch
@@ -63,7 +69,8 @@ class Destination(TypedDict):
 
 
 class Redirect(TypedDict, total=False):
-    """``uri`` replaces the path, ``prefix`` only the matched prefix. ``port`` 0: taken from the request."""
+    """``uri`` replaces the path, ``prefix`` only the matched prefix. ``port`` 0: taken from the request; no
+    ``port``: none is written after ``authority``, and without that the request's own stays (Envoy's rule)."""
 
     code: int
     scheme: str
@@ -127,7 +134,7 @@ class Cluster(TypedDict):
 
 
 class Endpoint(TypedDict):
-    """``address``: IP address, host name (resolution DNS) or ``unix:///path``; ``port`` 0 for a Unix socket."""
+    """``address``: IP address, host name (resolution DNS) or ``unix:///path``; ``port`` 0: Unix socket."""
 
     address: str
     port: int

@@ -10,7 +10,8 @@ floor  module            what it is
 5      compile           all documents to tables
 6      __main__          the same as a short-lived process, so that the agent never imports any of it
 
-Importing this package costs pydantic and PyYAML: the agent does not, it runs ``python -m fastproxy.resources``.
+Importing this package costs pydantic and PyYAML: the agent does not, it runs
+``python -m fastproxy.resources``.
 """
 
 from fastproxy.resources.compile import compile_tables, settle

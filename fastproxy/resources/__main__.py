@@ -1,11 +1,11 @@
-"""``python -m fastproxy.resources``: one request on standard input, one answer on standard output, both msgpack.
+"""``python -m fastproxy.resources``: a request on standard input, an answer on standard output, both msgpack.
 
 The agent runs this for each load, so that it never holds pydantic or PyYAML in its memory.
 
 Request, a map; a missing key is its default::
 
     path      str                      file or folder; "" for none
-    texts     [[name, bytes], …]       documents handed over (POST /config, the control plane); name stands for a file
+    texts     [[name, bytes], …]       documents handed over (POST /config); name is their "file"
     labels    {str: str}               of this proxy, for Gateway.selector; {}: takes every Gateway
     listen    str                      address of the mesh listener; "" for none
     to        [str, …]                 endpoints for every mesh host that no document claims
@@ -14,10 +14,11 @@ Request, a map; a missing key is its default::
 Answer, a map::
 
     tables     Tables                  of the good documents and the last good versions of the bad ones
-    problems   [{file, line, field, message, kind, namespace, name}, …]   in order of file and line; line 0: whole file
-    documents  [row, …]                what the tables were made of; keep them and hand them back as ``previous``
-    error      str                     only when ``listen`` or ``to`` is wrong or the request is not one: no other key
+    problems   [problem, …]            in order of file and line; line 0: the file as a whole
+    documents  [row, …]                what the tables were made of; keep them, hand them back as ``previous``
+    error      str                     only when ``listen`` or ``to`` is wrong: no other key then
 
+    problem = {file, line, field, message, kind, namespace, name}
     row = [kind, namespace, name, file, line, text]
 
 Exit status 0 with an answer, also one with problems; anything else is a crash, told on standard error.
@@ -61,7 +62,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    request = msgpack.unpackb(sys.stdin.buffer.read(), max_buffer_size=0)
+    request = msgpack.unpackb(sys.stdin.buffer.read())
     sys.stdout.buffer.write(msgpack.packb(answer(request)))
     sys.stdout.buffer.flush()
     return 0

@@ -18,7 +18,7 @@ def cluster_key(host: str, port: int, subset: str = "") -> str:
 
 
 class Rules:
-    """DestinationRules by host. Several of one host add up; a rule of the exact host wins over a wildcard's."""
+    """DestinationRules by host. Several of one host add up; one of the exact host wins over a wildcard's."""
 
     def __init__(self, documents: Iterable[Document], registry: Registry, problems: list[Problem]) -> None:
         self._policy: dict[str, tuple[TrafficPolicy, Document]] = {}

@@ -28,8 +28,8 @@ def settle(
 ) -> tuple[Tables, list[Document], list[Problem]]:
     """Tables of the documents that agree with each other, those documents, and what was wrong with the rest.
 
-    A document that does not fit its neighbours is replaced by its last good version from ``previous``, once, and
-    left out after that. Raises ValueError when ``listen`` or ``to`` is not an address.
+    A document that does not fit its neighbours is replaced by its last good version from ``previous``, once,
+    and left out after that. Raises ValueError when ``listen`` or ``to`` is not an address.
     """
     last = {row.identity: row for row in previous}
     chosen = {d.identity: d for d in documents}
@@ -58,7 +58,7 @@ def compile_tables(
     listen: str = "",
     to: Sequence[str] = (),
 ) -> tuple[Tables, list[Problem]]:
-    """Tables of the good documents, and the problems of those left out. Raises ValueError as :func:`settle` does."""
+    """Tables of the good documents, and the problems of those left out. Raises as :func:`settle` does."""
     tables, _, problems = settle(documents, labels=labels, listen=listen, to=to)
     return tables, problems
 
@@ -102,7 +102,7 @@ def _gateways(document: Document) -> set[str]:
 def _gateway_shares(
     opening: Opening, services: list[Document], registry: Registry, problems: list[Problem]
 ) -> dict[str, list[Share]]:
-    """By host: what the VirtualServices bound to a listener's gateways say there, in order of the documents."""
+    """By host: what the VirtualServices bound to a listener's gateways say there, in their order."""
     translators: dict[frozenset[str], Translator] = {}
     out: dict[str, list[Share]] = {}
     for document in services:
@@ -158,7 +158,7 @@ def _add_hosts(tables: Tables, listener: str, shares: Mapping[str, list[Share]])
 
 
 def merge(shares: list[Share]) -> list[Route]:
-    """The routes of several VirtualServices of one host, one after the other; those that match always come last.
+    """The routes of several VirtualServices of one host in turn; those that match always come last.
 
     Istio's rule (CombineVHostRoutes): else the first document's default would hide all others.
     """
@@ -197,7 +197,7 @@ def _add_defaults(tables: Tables, services: list[Document], registry: Registry) 
 
 
 def _default(service: Service) -> list[Route]:
-    """By port where there are several; a port that the service has not goes to the first, as with only one."""
+    """By port where there are several; an unknown port goes to the first, as with only one."""
     routes: list[Route] = []
     for port in [*service.ports[1:], service.ports[0]]:
         routes.append(

@@ -26,8 +26,17 @@ KINDS: dict[str, type[Model]] = {
     "VirtualService": VirtualService,
 }
 KINDS_LATER = frozenset(
-    "Sidecar EnvoyFilter WorkloadGroup ProxyConfig PeerAuthentication RequestAuthentication AuthorizationPolicy"
-    " Telemetry WasmPlugin HTTPRoute GatewayClass".split()
+    (
+        *(
+            "Sidecar",
+            "EnvoyFilter",
+            "WorkloadGroup",
+            "ProxyConfig",
+            "PeerAuthentication",
+            "RequestAuthentication",
+        ),
+        *("AuthorizationPolicy", "Telemetry", "WasmPlugin", "HTTPRoute", "GatewayClass"),
+    )
 )
 ISTIO = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
 OURS = "fastproxy/v1"

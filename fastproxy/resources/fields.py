@@ -1,6 +1,6 @@
 """The words that fields are made of: hosts, names, durations, header names and values, patterns.
 
-Each type checks one value and says in plain words what is wrong; the place is added where the document is known.
+Each type checks one value and says in plain words what is wrong; whoever knows the document adds the place.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ _COMMAND = re.compile(r"%[A-Z][A-Z0-9_]*(?:\([^)]*\))?(?::[0-9]+)?%")
 
 # RFC 9110 section 7.6.1 and the fields that frame a message: the proxy alone writes these
 RESERVED = frozenset(
-    "connection content-length keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
+    (
+        *("connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"),
+        *("content-length", "transfer-encoding"),
+    )
 )
 
 

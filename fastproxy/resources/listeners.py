@@ -1,4 +1,4 @@
-"""Gateways to listeners: which addresses are opened, and which hosts of which VirtualServices answer there."""
+"""Gateways to listeners: which addresses are opened, and which hosts answer there."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def address_key(address: str, port: int) -> str:
 
 
 def openings(documents: Iterable[Document], labels: Mapping[str, str]) -> dict[str, Opening]:
-    """The listeners of all Gateways that select a proxy with these labels; one without labels takes every Gateway."""
+    """The listeners of the Gateways that select a proxy with these labels; one without labels takes all."""
     out: dict[str, Opening] = {}
     for document in documents:
         if document.row.kind != "Gateway":

@@ -57,8 +57,8 @@ def reread(row: Row) -> Document | None:
 def merge_last_good(new: Loaded, previous: Iterable[Row]) -> Loaded:
     """``new`` with the last good version of each document that became bad; what is gone stays gone.
 
-    A problem that names its document brings back that one. A problem that can not (a syntax error, a file that can
-    not be read) brings back every document that its file, or folder, had and that is now missing.
+    A problem that names its document brings back that one. A problem that can not (a syntax error, an
+    unreadable file) brings back every document that its file, or folder, had and that is now missing.
     """
     present = {d.identity for d in new.documents}
     named = {p.identity for p in new.problems if p.name}

@@ -10,7 +10,7 @@ from fastproxy.resources.fields import Name, fail
 
 
 class Model(BaseModel):
-    """Field names are Istio's own. ``later``: known, not supported yet. ``ours_later``: the same, of fastproxy/v1."""
+    """Field names are Istio's. ``later``: known, not supported yet; ``ours_later``: so of fastproxy/v1."""
 
     model_config = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=False)
     later: ClassVar[frozenset[str]] = frozenset()

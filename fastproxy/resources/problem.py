@@ -10,7 +10,7 @@ PathPart = str | int
 
 
 class Problem(NamedTuple):
-    """file and line (1-based, 0: the file as a whole), field as ``spec.http[0].match``, and the document's identity.
+    """file, line (1-based, 0: the file as a whole), field as ``spec.http[0].match``, the document's identity.
 
     The identity is empty where the document could not be read far enough to know it.
     """

@@ -31,7 +31,7 @@ class Service:
         return next((p for p in self.ports if p.number == number), None)
 
     def endpoints(self, port: ServicePort) -> list[Endpoint]:
-        """Who serves this port. An endpoint's own port wins over targetPort, that over the service's number."""
+        """Who serves this port: at the endpoint's own port, else targetPort, else the service's number."""
         rows: list[Endpoint] = []
         for spec, labels in self.workloads:
             unix = spec.address.startswith("unix:")
@@ -59,7 +59,7 @@ class Registry:
         self._name()
 
     def lookup(self, host: str, namespace: str) -> Service | None:
-        """The service a resource of ``namespace`` means by ``host``: as written, else as Kubernetes would expand it."""
+        """The service that ``host`` means in ``namespace``: as written, else as Kubernetes expands it."""
         found = self.services.get(host)
         if found is not None:
             return found

@@ -33,7 +33,7 @@ def gateway_name(text: str, namespace: str) -> str:
 
 
 class Translator:
-    """Translates VirtualServices for one place: the gateways that open a listener (or the mesh), and its port."""
+    """Translates VirtualServices for one place: the gateways that open a listener, or the mesh."""
 
     def __init__(
         self, registry: Registry, problems: list[Problem], gateways: frozenset[str], port: int

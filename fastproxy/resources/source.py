@@ -1,4 +1,4 @@
-"""Where documents come from: files of a path, or texts handed over; split into chunks of one document each."""
+"""Where documents come from: files of a path, or texts handed over; in chunks of one document."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _is_blank(text: str) -> bool:
 def split(file: str, text: str) -> list[Chunk]:
     """Document by document, so that a syntax error stays in its own.
 
-    A marker at the start of a line ends a document wherever it stands (YAML 1.2 section 9.1.2), so this needs no parser.
+    A marker at the start of a line ends a document wherever it stands (YAML 1.2 section 9.1.2).
     """
     chunks: list[Chunk] = []
     line = 1

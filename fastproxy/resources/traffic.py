@@ -1,4 +1,4 @@
-"""Gateway, ServiceEntry, WorkloadEntry and DestinationRule: listeners, clusters, endpoints and their policy."""
+"""Gateway, ServiceEntry, WorkloadEntry, DestinationRule: listeners, clusters, endpoints and their policy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from fastproxy.resources.fields import (
 from fastproxy.resources.model import Metadata, Model, words
 from fastproxy.resources.problem import nearest
 
-_PROTOCOLS = "HTTP HTTPS GRPC GRPC-WEB HTTP2 HTTP_PROXY MONGO MYSQL REDIS TCP TLS UDP HBONE".split()
+_PROTOCOLS = (
+    *("HTTP", "HTTPS", "GRPC", "GRPC-WEB", "HTTP2", "HTTP_PROXY", "HBONE"),
+    *("TCP", "TLS", "UDP", "MONGO", "MYSQL", "REDIS"),
+)
 
 
 def _protocol(value: str) -> str:
@@ -32,7 +35,7 @@ def _protocol(value: str) -> str:
         return text
     if text in _PROTOCOLS:
         fail(f"protocol {value} is known but not supported yet")
-    fail(f"unknown protocol {value!r}" + nearest(value, _PROTOCOLS))
+    return fail(f"unknown protocol {value!r}" + nearest(value, _PROTOCOLS))
 
 
 Protocol = Annotated[str, AfterValidator(_protocol)]
@@ -83,7 +86,8 @@ class ServicePort(Model):
 
 
 class WorkloadEntrySpec(Model):
-    """One endpoint. serviceAccount and locality say nothing without mTLS and locality policy, which are refused."""
+    """One endpoint. serviceAccount and locality have no effect without the mTLS and locality policy refused
+    elsewhere."""
 
     later = words("network")
 
@@ -123,7 +127,7 @@ def _resolution(value: str) -> str:
         return value
     if value in known:
         fail(f"{value} is known but not supported yet: write STATIC or DNS")
-    fail(f"unknown resolution {value!r}" + nearest(value, known))
+    return fail(f"unknown resolution {value!r}" + nearest(value, known))
 
 
 def _vip(value: str) -> str:

@@ -1,16 +1,17 @@
 """YAML text to plain values and the line of each, from parser events: hostile input is bounded here.
 
-Differences from YAML 1.1, all on the side of what people mean: only ``true`` and ``false`` are booleans, a number
-with a leading zero, an underscore or a colon is a string, duplicate keys and language tags are refused.
+Unlike YAML 1.1, and nearer to what people mean: only ``true`` and ``false`` are booleans, a number with a
+leading zero, an underscore or a colon is a string, duplicate keys and language tags are refused.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from yaml import YAMLError
-from yaml.cyaml import CParser
+from yaml.cyaml import CParser  # type: ignore[attr-defined]
 from yaml.events import (
     AliasEvent,
     DocumentStartEvent,
@@ -29,9 +30,9 @@ MAX_NODES = 2_000_000  # after aliases are expanded: what a billion laughs would
 Marks = dict[PathPart, tuple[int, Any]]  # key -> (line, marks of the value or None)
 
 _WORDS: dict[str, Any] = {"": None, "~": None}
-_WORDS |= {w: None for w in ("null", "Null", "NULL")}
-_WORDS |= {w: True for w in ("true", "True", "TRUE")}
-_WORDS |= {w: False for w in ("false", "False", "FALSE")}
+_WORDS |= dict.fromkeys(("null", "Null", "NULL"))
+_WORDS |= dict.fromkeys(("true", "True", "TRUE"), True)
+_WORDS |= dict.fromkeys(("false", "False", "FALSE"), False)
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,31})\Z")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?\Z")
 _TAG = "tag:yaml.org,2002:"
@@ -58,7 +59,7 @@ def _plain(text: str) -> Any:
     return text
 
 
-def _scalar(event: ScalarEvent) -> Any:
+def _scalar(event: Any) -> Any:
     tag = event.tag
     if tag is None:
         return _plain(event.value) if event.implicit[0] else event.value
@@ -101,7 +102,7 @@ def parse(text: str) -> tuple[Any, Marks]:
 
 
 def _parse(text: str) -> tuple[Any, Marks]:
-    next_event = CParser(text).get_event
+    next_event: Callable[[], Any] = CParser(text).get_event
     root: list[Any] = []
     root_marks: Marks = {}
     # the container being filled, its marks, the key that waits for its value, that key's line, and its anchor

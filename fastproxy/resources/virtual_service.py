@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -54,13 +54,16 @@ Regex = Annotated[str, AfterValidator(_regex)]
 
 
 class StringMatch(Model):
+    may_be_empty: ClassVar[bool] = False
+
     exact: Text | None = None
     prefix: Text | None = None
     regex: Regex | None = None
 
     @model_validator(mode="after")
     def _one(self) -> StringMatch:
-        one_of(self, "exact", "prefix", "regex")
+        if self.model_fields_set or not self.may_be_empty:
+            one_of(self, "exact", "prefix", "regex")
         if self.prefix == "":
             fail("empty, which matches everything: leave the match out", "prefix")
         return self
@@ -69,11 +72,7 @@ class StringMatch(Model):
 class PresentMatch(StringMatch):
     """A StringMatch that may be empty: the field is there, whatever its value."""
 
-    @model_validator(mode="after")
-    def _one(self) -> PresentMatch:
-        if self.model_fields_set:
-            super()._one()
-        return self
+    may_be_empty = True
 
 
 def _path_match(match: StringMatch) -> StringMatch:
@@ -102,14 +101,12 @@ def _no_duplicates(value: dict[str, T]) -> dict[str, T]:
     return value
 
 
-_PSEUDO = {"uri": "uri", "scheme": "scheme", "method": "method", "authority": "authority"}
+_PSEUDO = ("uri", "scheme", "method", "authority")
 
 
 def _match_header(name: str) -> str:
     if name.lower() in _PSEUDO:
-        fail(
-            f"Istio ignores this key: match the request's {name.lower()} by the field '{name.lower()}' of the match"
-        )
+        fail(f"Istio ignores this key: match the {name.lower()} by the field '{name.lower()}' of the match")
     return name
 
 
