@@ -143,9 +143,11 @@ cdef inline int _lengths(Head *head, uint32_t seen, uint32_t repeated) noexcept 
         if field.value_len == 0:
             return -BAD_LENGTH
         for i in range(field.value_len):
-            if <uint8_t>(p[i] - c'0') > 9 or v > <uint64_t>(INT64_MAX - 9) // 10:
+            if <uint8_t>(p[i] - c'0') > 9 or v > <uint64_t>INT64_MAX // 10:
                 return -BAD_LENGTH
             v = v * 10 + (p[i] - c'0')
+            if v > <uint64_t>INT64_MAX:
+                return -BAD_LENGTH
         head.has_content_length = True
         head.content_length = v
     if seen & (1 << KNOWN_TRANSFER_ENCODING):

@@ -28,7 +28,8 @@ WIDE = bool(FP_WIDE)
 Line = namedtuple("Line", "name value known hash")
 Request = namedtuple(
     "Request",
-    "length method method_id target form minor https authority host path query framing content_length flags fields first",
+    "length method method_id target form minor https authority host path query framing content_length flags "
+    "fields first",
 )
 Response = namedtuple("Response", "length status reason minor framing content_length flags fields first")
 
@@ -184,7 +185,7 @@ def is_plain_path(path, *, portable=False):
     return plain
 
 
-def hash_name(bytes name not None):
+def _field_hash(bytes name not None):
     """32-bit hash of a field name without regard to case, never 0."""
     return field_hash(<const uint8_t *><const char *>name, len(name))
 
@@ -197,4 +198,4 @@ def same_name(bytes name not None, bytes lower not None):
 
 
 # the plan and the map call it by its C name, which a Python function cannot share
-globals()["field_hash"] = hash_name
+globals()["field_hash"] = _field_hash
