@@ -3,16 +3,16 @@
 The agent speaks to it over one Unix socket (SOCK_SEQPACKET), one command a packet, words parted by spaces,
 descriptors as SCM_RIGHTS. ``setup`` is the first, the others come in any order.
 
-====================================  ===========  ==============================================================
-command                               descriptors  meaning
-====================================  ===========  ==============================================================
-``setup <worker> <json of Settings>`` live, ring   map the shared memory; settings that do not change while running
-``plan <version>``                    plan memfd   map, check and swap to it between two events
-``listen <name>``                     socket       accept from it; name is the listener's key in the tables
-``unlisten <name>``                   –            stop accepting; connections go on, closing as they fall idle
-``drain``                             –            stop accepting, ``Connection: close``, say ``drained`` at the end
-``quit``                              –            end at once
-====================================  ===========  ==============================================================
+=====================================  ===========  =====================================================
+command                                descriptors  meaning
+=====================================  ===========  =====================================================
+``setup <worker> <json of Settings>``  live, ring   map the shared memory; what does not change while running
+``plan <version>``                     plan memfd   map, check and swap to it between two events
+``listen <name>``                      socket       accept from it; name is the listener's key in the tables
+``unlisten <name>``                    –            stop accepting; its connections go on
+``drain``                              –            stop accepting, finish, say ``drained``
+``quit``                               –            end at once
+=====================================  ===========  =====================================================
 
 It answers ``ready``, ``serving <version> <swap µs>``, ``rejected <version> <reason>``, ``drained``.
 End of file on the socket means that the agent is gone: the worker drains by itself and ends.
@@ -21,6 +21,7 @@ End of file on the socket means that the agent is gone: the worker drains by its
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -43,7 +44,7 @@ class Worker:
         self._agent = agent
         self._core: Core | None = None
         self._draining = False
-        self._watch: asyncio.TimerHandle | None = None
+        self._orphan = False
 
     def on_command(self) -> None:
         """Take all commands that wait. Edge-triggered in the core, level-triggered here."""
@@ -56,6 +57,7 @@ class Worker:
                 data, fds = b"", []
             if not data:
                 self._loop.remove_reader(self._agent)
+                self._orphan = True
                 self.drain()  # the agent is gone; what runs may finish
                 return
             verb, _, rest = data.decode().partition(" ")
@@ -94,34 +96,32 @@ class Worker:
         self._say("ready")
 
     def drain(self) -> None:
-        """Stop accepting; say so, and end when the agent is gone, once the last connection is."""
+        """Stop accepting, and say so when the last connection is gone. Without an agent, end then."""
         if self._core is None:
             self._loop.stop()
         elif not self._draining:
             self._draining = True
             self._core.drain()
             self._when_drained()
+        elif self._orphan:
+            self._when_drained()
 
     def _when_drained(self) -> None:
         assert self._core is not None
         if self._core.connections():
-            self._watch = self._loop.call_later(0.02, self._when_drained)
-        elif not self._say("drained"):
+            self._loop.call_later(0.02, self._when_drained)
+        elif self._orphan:
             self._loop.stop()
+        else:
+            self._say("drained")
 
-    def _say(self, text: str) -> bool:
-        """Answer the agent; False: it is gone."""
-        try:
+    def _say(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # gone, or so slow that it will ask again: either way not our loss
             self._agent.send(text.encode())
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return True
 
 
 def main(fd: int) -> None:
-    """Run a worker on the command socket ``fd`` until the agent says quit, or is gone and the last exchange is over."""
+    """Run a worker on the command socket ``fd`` until the agent says quit, or is gone and all is finished."""
     for number in AGENTS_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the agent decides, also when Ctrl-C goes to the whole group
     agent = socket.socket(fileno=fd)

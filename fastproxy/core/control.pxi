@@ -55,7 +55,7 @@ cdef class Core:
         o.slashes = ("keep", "reject", "decode").index(s["slashes"])
         o.merge_slashes = s["merge_slashes"]
         o.raw_path = s["raw_path"]
-        if len(via) > sizeof(o.via) or len(server) > sizeof(o.server):
+        if len(via) > 128 or len(server) > 128:
             raise ValueError("via and server: at most 100 bytes each")
         memcpy(o.via, <char *>via, len(via))
         o.via_len = len(via)
@@ -167,7 +167,7 @@ cdef class Core:
         cdef Listener *l
         cdef socklen_t length = sizeof(sockaddr_storage)
         cdef sockaddr_storage storage
-        if len(name) > sizeof(l.name):
+        if len(name) > 256:
             raise ValueError("listener name too long")
         self.unlisten(name)
         l = <Listener *>calloc(1, sizeof(Listener))

@@ -287,7 +287,7 @@ cdef void down_on_timeout(Worker *w, Conn *d) noexcept nogil:
             exchange_abort(w, ex, KIND_DOWNSTREAM_TIMEOUT)
         elif ex.flags & EX_REQUEST_DONE:
             return
-        elif ex.up == NULL or ex.up.state == STATE_CONNECTING or ex.up.output != NULL:
+        elif ex.up == NULL or ex.up.state == STATE_CONNECTING or not body_awaited(ex):
             timer_set(w, &d.timer, w.now_ms + w.options.body_timeout)      # the upstream is slow, its timer sees to it
         else:
             exchange_fail(w, ex, KIND_BODY_TIMEOUT, 0)

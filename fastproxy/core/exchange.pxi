@@ -265,8 +265,6 @@ cdef void request_pump(Worker *w, Exchange *ex) noexcept nogil:
             ex.request_left -= n
             if ex.request_left == 0:
                 ex.flags |= EX_REQUEST_DONE
-            elif n == <ssize_t>want:
-                d.flags |= CONN_READABLE
         else:
             body = chunked_pass(&ex.request_chunked, w.input, n)
             if body < 0:

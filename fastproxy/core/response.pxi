@@ -46,7 +46,7 @@ cdef void response_pump(Worker *w, Exchange *ex) noexcept nogil:
     cdef ssize_t n
     cdef int turn
     for turn in range(8):
-        if not (u.flags & CONN_READABLE) or ex.down.output != NULL:
+        if not (u.flags & CONN_READABLE) or ex.down.output != NULL or ex.piped:
             return
         if ex.flags & EX_ANSWERED and response_splice(w, ex):
             if u.exchange != ex:

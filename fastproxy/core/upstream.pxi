@@ -191,6 +191,11 @@ cdef void up_on_event(Worker *w, Conn *u, bint writable) noexcept nogil:
     if u.flags & CONN_READABLE:
         response_pump(w, ex)
 
+cdef inline bint body_awaited(Exchange *ex) noexcept nogil:
+    """It is the downstream's turn: the upstream took all there is, and if it was asked for leave it gave it."""
+    return (not (ex.flags & EX_REQUEST_DONE) and ex.up.output == NULL
+            and not (ex.flags & EX_EXPECT and ex.interim == 0 and ex.received == 0))
+
 cdef void up_on_timeout(Worker *w, Conn *u) noexcept nogil:
     cdef Exchange *ex = u.exchange
     cdef bint late
@@ -200,7 +205,7 @@ cdef void up_on_timeout(Worker *w, Conn *u) noexcept nogil:
     late = ex.deadline_ms != 0 and w.now_ms >= ex.deadline_ms
     if u.state == STATE_CONNECTING:
         exchange_fail(w, ex, KIND_UPSTREAM_TIMEOUT if late else KIND_CONNECT_TIMEOUT, 0)
-    elif not late and ((not (ex.flags & EX_REQUEST_DONE) and u.output == NULL) or ex.down.output != NULL or ex.piped):
+    elif not late and (body_awaited(ex) or ex.down.output != NULL or ex.piped):
         # it is the downstream that is slow, and its own timer sees to that
         timer_set(w, &u.timer, up_deadline(w, ex, w.options.upstream_read_timeout))
     elif ex.flags & EX_ANSWERED:
