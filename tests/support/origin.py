@@ -1,7 +1,8 @@
 """A well-behaved HTTP/1.1 origin: echoes what it received as JSON, or sends bodies of known bytes.
 
     /bytes/N  N bytes of pattern      /chunked/N  the same, chunked      /hash  length and SHA-256 of the body
-    /slow/S   answers after S s       /status/N   that status, no body   else   JSON of the request
+    /slow/S   answers after S s       /status/N   that status, no body   /ok    "ok"
+    anything else: JSON of the request
 
 ``python -m tests.support.origin PORT [NAME]`` runs it as a process of its own, to be killed.
 """
@@ -139,6 +140,8 @@ class Origin:
                 status = int(special[2])
             else:
                 answer = pattern(int(special[2]))
+        elif target == "/ok":
+            answer = b"ok"
         elif target.startswith("/hash"):
             answer = json.dumps({"length": len(body), "sha256": digest(body)}).encode()
         else:

@@ -220,6 +220,15 @@ class Proxy:
         return Client(self.address, timeout, receive_buffer)
 
     def workers(self) -> list[int]:
-        """Process ids of the workers: the agent's children."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
+        """Process ids of the workers, in their order: descendants that are named fastproxy:w0, w1, …"""
+        found: dict[str, int] = {}
+        left = [self.process.pid]
+        while left:
+            pid = left.pop()
+            with contextlib.suppress(OSError):  # it may end while we look
+                name = Path(f"/proc/{pid}/comm").read_text().strip()
+                if name.startswith("fastproxy:w"):
+                    found[name] = pid
+                children = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+                left += [int(child) for child in children.split()]
+        return [found[name] for name in sorted(found)]
