@@ -7,8 +7,8 @@ from benchmarks.peers.base import Peer, Upstream
 from benchmarks.peers.envoy import Envoy
 from benchmarks.peers.fastproxy import Fastproxy
 from benchmarks.peers.floor import Floor, Floor256, FloorSplice
-from benchmarks.peers.haproxy import HAProxy, HAProxyMap
-from benchmarks.peers.nginx import Nginx
+from benchmarks.peers.haproxy import HAProxy, HAProxyMap, HAProxySplice
+from benchmarks.peers.nginx import Nginx, NginxUnbuffered
 
 __all__ = ["PEERS", "Peer", "Upstream"]
 
@@ -17,8 +17,10 @@ PEERS: dict[str, type[Peer]] = {
     for peer in (
         Fastproxy,
         Nginx,
+        NginxUnbuffered,
         HAProxy,
         HAProxyMap,
+        HAProxySplice,
         Envoy,
         AsyncioHttptools,
         Floor,

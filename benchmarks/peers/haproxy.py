@@ -13,7 +13,7 @@ global
   nbthread 1                      # one thread of work, as every peer
   maxconn 9000                    # two descriptors each; more than any row has
   tune.maxaccept 500              # take many waiting connections in one go
-defaults
+{global_more}defaults
   mode http
   timeout connect 5s
   timeout client 300s             # idle connections stay for the whole row
@@ -21,7 +21,7 @@ defaults
   timeout http-keep-alive 300s
   option http-keep-alive
   http-reuse always               # any request may take any pooled server connection
-frontend in
+{defaults_more}frontend in
   bind 127.0.0.1:{port} backlog 4096
 {rules}
 backend origin
@@ -33,6 +33,8 @@ class HAProxy(Peer):
     """Rules are ``use_backend`` lines with two ACLs each, tried in order: the first that matches."""
 
     name = "haproxy"
+    global_more = ""
+    defaults_more = ""
 
     @classmethod
     def program(cls) -> str:
@@ -56,7 +58,14 @@ class HAProxy(Peer):
     def command(self) -> list[str]:
         server = f"unix@{self.upstream.path}" if self.setup.unix else f"127.0.0.1:{self.upstream.port}"
         file = self.folder / "haproxy.cfg"
-        file.write_text(CONFIG.format(port=self.port, rules=self.rules(), server=server))
+        text = CONFIG.format(
+            port=self.port,
+            rules=self.rules(),
+            server=server,
+            global_more=self.global_more,
+            defaults_more=self.defaults_more,
+        )
+        file.write_text(text)
         return [self.program(), "-db", "-f", str(file)]
 
 
@@ -76,3 +85,17 @@ class HAProxyMap(HAProxy):
             "  http-request set-var(txn.path) path\n"
             f"  use_backend %[req.hdr(x-tenant),concat(,txn.path),map_beg({file})]"
         )
+
+
+class HAProxySplice(HAProxy):
+    """Bodies stay in the kernel both ways. Off by default in HAProxy, and only for plain TCP."""
+
+    name = "haproxy-splice"
+    global_more = """\
+  maxpipes 256                    # two descriptors each; one pipe for each body on its way
+  tune.pipesize 1048576           # a large body in few steps
+"""
+    defaults_more = """\
+  option splice-request
+  option splice-response
+"""

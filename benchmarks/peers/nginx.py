@@ -32,9 +32,8 @@ http {{
   client_body_buffer_size 64k;    # step of an upload
   proxy_http_version 1.1;         # 1.0, the default, has no keep-alive
   proxy_set_header Connection ""; # else "close" is sent to the upstream
-  proxy_buffer_size 4k;           # heads are small; more costs cache
-  proxy_buffers 16 64k;           # large answers move in large steps
-  proxy_busy_buffers_size 128k;   # and are written while they are read
+  proxy_buffer_size {head};       # the head of an answer, or unbuffered the size of a step
+  {buffers}
   proxy_max_temp_file_size 0;     # never spill an answer to disk
   client_body_temp_path {folder}/body;
   proxy_temp_path {folder}/proxy;
@@ -55,11 +54,22 @@ http {{
 """
 
 
+BUFFERED = """\
+proxy_buffers 8 32k;            # the best of 8x8k to 8x128k here: large steps that stay in the cache
+  proxy_busy_buffers_size 64k;    # written while they are read"""
+UNBUFFERED = """\
+proxy_buffering off;            # pass on what was read before reading more
+  proxy_buffers 8 256k;           # (only checked against the size below)
+  proxy_busy_buffers_size 512k;"""
+
+
 class Nginx(Peer):
     """Rules are one prefix location each (found in a tree, longest first, not in order) with an ``if`` on the
     header inside; that says the same only because no two rules share a prefix."""
 
     name = "nginx"
+    buffers = BUFFERED
+    head_buffer = "4k"  # heads are small; more costs cache
 
     @classmethod
     def program(cls) -> str:
@@ -89,7 +99,17 @@ class Nginx(Peer):
             port=self.port,
             server=f"unix:{self.upstream.path}" if self.setup.unix else f"127.0.0.1:{self.upstream.port}",
             locations=locations,
+            buffers=self.buffers,
+            head=self.head_buffer,
         )
         file = self.folder / "nginx.conf"
         file.write_text(text)
         return [self.program(), "-p", str(self.folder), "-c", str(file), "-e", str(self.folder / "error")]
+
+
+class NginxUnbuffered(Nginx):
+    """For large answers: steps of 256 KiB, no buffering. Small answers take a buffer of that size too."""
+
+    name = "nginx-unbuffered"
+    buffers = UNBUFFERED
+    head_buffer = "256k"
