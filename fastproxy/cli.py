@@ -26,7 +26,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Config = Annotated[str, typer.Option("--config", "-c", metavar="FILE|DIR", help="Resources: a file or a folder.")]
+Config = Annotated[
+    str, typer.Option("--config", "-c", metavar="FILE|DIR", help="Resources: a file or a folder.")
+]
 
 
 def run(**values: Any) -> None:
@@ -81,13 +83,17 @@ def check(
 
 @app.command()
 def explain(
-    request: Annotated[str, typer.Argument(metavar="'METHOD URL'", help="Such as 'GET http://catalog/x?y=1'.")],
+    request: Annotated[
+        str, typer.Argument(metavar="'METHOD URL'", help="Such as 'GET http://catalog/x?y=1'.")
+    ],
     config: Config,
     header: Annotated[
         list[str], typer.Option("--header", "-H", metavar="'NAME: VALUE'", help="A header field; repeated.")
     ] = [],  # noqa: B006
     data: Annotated[str, typer.Option(metavar="TEXT", help="The body.")] = "",
-    listener: Annotated[str, typer.Option(metavar="NAME", help="Listener that accepts it; default: the URL's port.")] = "",
+    listener: Annotated[
+        str, typer.Option(metavar="NAME", help="Listener that accepts it; default: the URL's port.")
+    ] = "",
     listen: Annotated[str, typer.Option(metavar="ADDRESS", help="As --listen of run.")] = "",
     label: Annotated[list[str], typer.Option(metavar="K=V", help="As --label of run.")] = [],  # noqa: B006
 ) -> None:

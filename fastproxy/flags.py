@@ -29,29 +29,46 @@ INT32 = 2**31 - 1
 YEAR = 366 * 86400.0
 
 FLAGS: dict[str, Flag] = {
-    "config": Flag(SOURCE, "Resources: a YAML file, or a folder of them. Read again on SIGHUP and on change.", "FILE|DIR", "-c"),
+    "config": Flag(
+        SOURCE,
+        "Resources: a YAML file, or a folder of them. Read again on SIGHUP and on change.",
+        "FILE|DIR",
+        "-c",
+    ),
     "listen": Flag(SOURCE, "Address of the mesh listener.", "HOST:PORT|unix:///PATH"),
-    "to": Flag(SOURCE, "Where the one-line proxy sends everything; parted by commas, or repeated.", "HOST:PORT[,…]"),
+    "to": Flag(
+        SOURCE, "Where the one-line proxy sends everything; parted by commas, or repeated.", "HOST:PORT[,…]"
+    ),
     "workers": Flag(PROXY, "Worker processes; 0: one per processor.", high=1024),
     "admin": Flag(PROXY, "Address of the admin API, or off.", "HOST:PORT|unix:///PATH|off"),
     "node": Flag(PROXY, "Name of this proxy; default: the host's.", "NAME"),
     "label": Flag(PROXY, "A label that Gateway.selector is matched against; repeated.", "K=V"),
-    "access_log": Flag(PROXY, "One JSON line per exchange: a path, - for standard output, or off.", "PATH|-|off"),
+    "access_log": Flag(
+        PROXY, "One JSON line per exchange: a path, - for standard output, or off.", "PATH|-|off"
+    ),
     "drain_timeout": Flag(PROXY, "Seconds that exchanges have to finish after SIGTERM.", high=YEAR),
     "max_head": Flag(LIMITS, "Bytes of a message's head (431).", low=1024, high=16 * 1024 * 1024),
     "max_fields": Flag(LIMITS, "Fields of a head (431).", low=1, high=65535),
     "max_target": Flag(LIMITS, "Bytes of a request target (414).", low=16, high=16 * 1024 * 1024),
     "max_body": Flag(LIMITS, "Bytes of a request body (413); 0: no limit.", high=2**62),
-    "max_connections": Flag(LIMITS, "Downstream connections of a worker; 0: what its descriptors allow.", high=INT32),
+    "max_connections": Flag(
+        LIMITS, "Downstream connections of a worker; 0: what its descriptors allow.", high=INT32
+    ),
     "max_pooled": Flag(LIMITS, "Idle upstream connections per endpoint and worker.", high=INT32),
     "buffer": Flag(LIMITS, "Bytes buffered in one direction of a connection.", low=4096, high=1 << 30),
     "header_timeout": Flag(TIMEOUTS, "First byte of a head to its last (408).", low=0.01, high=YEAR),
     "body_timeout": Flag(TIMEOUTS, "Between two reads of a request body (408).", low=0.01, high=YEAR),
-    "idle_timeout": Flag(TIMEOUTS, "Kept-alive downstream connection without a request.", low=0.01, high=YEAR),
+    "idle_timeout": Flag(
+        TIMEOUTS, "Kept-alive downstream connection without a request.", low=0.01, high=YEAR
+    ),
     "write_timeout": Flag(TIMEOUTS, "Downstream takes nothing.", low=0.01, high=YEAR),
-    "connect_timeout": Flag(TIMEOUTS, "Upstream connect; a DestinationRule may say less.", low=0.01, high=YEAR),
+    "connect_timeout": Flag(
+        TIMEOUTS, "Upstream connect; a DestinationRule may say less.", low=0.01, high=YEAR
+    ),
     "upstream_idle_timeout": Flag(TIMEOUTS, "Pooled upstream connection.", low=0.01, high=YEAR),
-    "upstream_read_timeout": Flag(TIMEOUTS, "Between two reads of an answer (504 before its head).", low=0.01, high=YEAR),
+    "upstream_read_timeout": Flag(
+        TIMEOUTS, "Between two reads of an answer (504 before its head).", low=0.01, high=YEAR
+    ),
     "tunnel_idle_timeout": Flag(TIMEOUTS, "Upgraded connection that moves nothing.", low=0.01, high=YEAR),
     "trusted_hops": Flag(TOLD, "Proxies in front whose X-Forwarded-* is believed.", high=255),
     "forwarded": Flag(TOLD, "Send RFC 7239 Forwarded besides X-Forwarded-*."),
@@ -63,7 +80,9 @@ FLAGS: dict[str, Flag] = {
     "journal": Flag(MEMORY, "Bytes of a worker's journal ring; a power of two.", low=65536, high=1 << 30),
     "max_clusters": Flag(MEMORY, "Slots for clusters in the live memory.", low=1, high=1 << 20),
     "max_endpoints": Flag(MEMORY, "Slots for endpoints in the live memory.", low=1, high=1 << 22),
-    "tick_events": Flag(MEMORY, "Events that the core serves before it looks at other work.", low=1, high=INT32),
+    "tick_events": Flag(
+        MEMORY, "Events that the core serves before it looks at other work.", low=1, high=INT32
+    ),
     "tick_us": Flag(MEMORY, "Microseconds of the same.", low=1, high=10_000_000),
 }
 
@@ -91,7 +110,9 @@ def parameters() -> list[inspect.Parameter]:
             **more,
         )
         out.append(
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+            inspect.Parameter(
+                f.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
+            )
         )
     return out
 
@@ -115,7 +136,9 @@ def settings_from(values: dict[str, Any]) -> Settings:
     if settings.to and not settings.listen:
         raise FlagError("to", "needs --listen HOST:PORT, where the one-line proxy accepts requests")
     if settings.listen and not (settings.to or settings.config):
-        raise FlagError("listen", "needs --to HOST:PORT or --config FILE, else nothing says where requests go")
+        raise FlagError(
+            "listen", "needs --to HOST:PORT or --config FILE, else nothing says where requests go"
+        )
     if not settings.config and not settings.to:
         raise FlagError("config", "say what to proxy: --listen HOST:PORT --to HOST:PORT, or -c FILE")
     if settings.listen:

@@ -76,7 +76,9 @@ def serve(agent: socket.socket, entry: Entry) -> None:
                 poll.register(pidfd, select.POLLIN)
 
 
-def _fork_worker(agent: socket.socket, words: str, command: int, entry: Entry, children: dict[int, int]) -> int:
+def _fork_worker(
+    agent: socket.socket, words: str, command: int, entry: Entry, children: dict[int, int]
+) -> int:
     worker = words.partition(" ")[2]
     try:
         pid = os.fork()

@@ -89,7 +89,9 @@ class Channel:
     def _on_readable(self) -> None:
         while not self.closed:
             try:
-                data, fds, _flags, _address = socket.recv_fds(self._sock, PACKET, MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+                data, fds, _flags, _address = socket.recv_fds(
+                    self._sock, PACKET, MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                )
             except BlockingIOError:
                 return
             except OSError:

@@ -123,7 +123,11 @@ class Resolver:
         except (ResolveError, TimeoutError) as e:
             reason = str(e) or f"no answer in {TIMEOUT:g} s"
             if reason != name.error:
-                kept = f"keeping {len(name.addresses)} known addresses" if name.addresses else "no address is known"
+                kept = (
+                    f"keeping {len(name.addresses)} known addresses"
+                    if name.addresses
+                    else "no address is known"
+                )
                 log.warning(f"{host} does not resolve: {reason}", do=kept)
             name.error = reason
             name.failures += 1

@@ -95,7 +95,9 @@ def _explain(e: Exception, where: str) -> ListenError:
     if number == errno.EADDRNOTAVAIL:
         return ListenError(f"{where} is not an address of this machine", "bind to one it has, or to 0.0.0.0")
     if number in (errno.EACCES, errno.EPERM):
-        return ListenError(f"{where} may not be bound by this user", "choose a port above 1023 or grant the right")
+        return ListenError(
+            f"{where} may not be bound by this user", "choose a port above 1023 or grant the right"
+        )
     text = e.strerror if isinstance(e, OSError) and e.strerror else str(e)
     return ListenError(f"{where} cannot be bound: {text}", "check the address")
 

@@ -99,7 +99,9 @@ class SpawnerLink:
         settled = self._loop.time() - self._since >= SETTLED
         self._deaths = 1 if settled else self._deaths + 1
         delay = backoff(self._deaths)
-        log.warning(f"spawner {describe(status)}, its workers go on", f"pid {self.pid}", f"next start in {delay:g} s")
+        log.warning(
+            f"spawner {describe(status)}, its workers go on", f"pid {self.pid}", f"next start in {delay:g} s"
+        )
         self._timer = self._loop.call_later(delay, self._start)
 
     def _start(self) -> None:

@@ -188,7 +188,9 @@ class Supervisor:
     def _on_slow_start(self, worker: Worker) -> None:
         self._timers.pop(worker.index, None)
         if worker.state is State.STARTING:
-            log.error(f"worker {worker.index} not ready after {START_TIMEOUT:g} s", f"pid {worker.pid}", "killed")
+            log.error(
+                f"worker {worker.index} not ready after {START_TIMEOUT:g} s", f"pid {worker.pid}", "killed"
+            )
             worker.kill()
         elif worker.state is State.FORKING:
             self.on_fork_failed(worker.index, "the spawner does not answer")
@@ -252,7 +254,9 @@ class Supervisor:
             log.error(what, do="starting another")
             self._fork(worker)
             return
-        log.error(what, f"{worker.deaths} times in a row", f"it keeps dying at start: next try in {delay:g} s")
+        log.error(
+            what, f"{worker.deaths} times in a row", f"it keeps dying at start: next try in {delay:g} s"
+        )
         self._timers[worker.index] = self._loop.call_later(delay, self._fork, worker)
 
     # --- waiting ---
@@ -263,7 +267,9 @@ class Supervisor:
             timer.cancel()
 
     def _pending(self, version: int) -> list[Worker]:
-        return [w for w in self.workers if w.serving != version and not (w.rejected and w.rejected[0] == version)]
+        return [
+            w for w in self.workers if w.serving != version and not (w.rejected and w.rejected[0] == version)
+        ]
 
     def _draining(self) -> list[Worker]:
         return [w for w in self.workers if w.state in (State.FORKING, State.DRAINING)]

@@ -33,7 +33,9 @@ def main(fd: int) -> None:
             if way != "deaf":
                 sock.send(b"ready")
         elif verb == "plan":
-            sock.send(f"rejected {rest} not today".encode() if way == "reject" else f"serving {rest} 7".encode())
+            sock.send(
+                f"rejected {rest} not today".encode() if way == "reject" else f"serving {rest} 7".encode()
+            )
         elif verb == "drain" and way != "stubborn":
             sock.send(b"drained")
         elif verb == "quit":

@@ -1,0 +1,218 @@
+"""The configuration that serves: from flags, a file or folder, or POST /config. One change at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastproxy.agent import log
+from fastproxy.agent.publisher import Published, Publisher
+from fastproxy.agent.reading import Problem, Reading, ReadError, read_resources
+from fastproxy.agent.shape import ShapeError, check_shape
+from fastproxy.agent.watch import Watch
+from fastproxy.oneline import one_line
+from fastproxy.settings import Settings
+from fastproxy.tables import Tables
+
+MAX_SHOWN = 20  # problems on standard error at a time
+LISTENER_RETRY = 1.0
+
+
+class StartError(Exception):
+    """There is nothing to serve; the reasons have been said."""
+
+
+@dataclass(slots=True)
+class Answer:
+    """To POST /config: ``version`` serves now, or why not."""
+
+    version: int = 0
+    changed: bool = False
+    problems: list[Problem] = field(default_factory=list)
+    error: str = ""
+
+
+class Configuration:
+    """Reads, compares, publishes. A reload asked for while one runs is done once more after it, however often asked."""
+
+    def __init__(self, settings: Settings, publisher: Publisher) -> None:
+        self._settings = settings
+        self._publisher = publisher
+        self._lock = asyncio.Lock()
+        self._wanted = asyncio.Event()
+        self._resolve = asyncio.Event()
+        self._watch = Watch(settings.config) if settings.config else None
+        self._documents: list[Any] = []
+        self._said: set[str] = set()
+        self.source = settings.config or "--to"
+        self.problems: list[Problem] = []
+        self.reloads = 0
+        self.failures = 0
+
+    def __repr__(self) -> str:
+        return f"<Configuration of {self.source}: {len(self.problems)} problems, {self.reloads} reloads>"
+
+    async def start(self) -> Published:
+        """The first version. Raises StartError after saying why there is none."""
+        settings = self._settings
+        try:
+            if not settings.config:
+                return await self._publisher.publish(one_line(settings.listen, settings.to))
+            reading = await self._read()
+        except (ReadError, ValueError) as e:
+            log.error(str(e), self.source)
+            raise StartError from None
+        self._say(reading.problems)
+        if not reading.documents:
+            if reading.problems:
+                log.error(
+                    "no good document", self.source, "correct the above; fastproxy check shows them again"
+                )
+                raise StartError
+            log.warning("no document", self.source, "it is read again when it changes")
+        try:
+            published = await self._publisher.publish(reading.tables)
+        except ValueError as e:
+            log.error(str(e), self.source)
+            raise StartError from None
+        self._take(reading)
+        return published
+
+    async def run(self) -> None:
+        """Follow changes of the file, wishes to reload, and names that resolve anew."""
+        jobs = [self._reload_when_wanted(), self._publish_when_resolved(), self._retry_listeners()]
+        if self._watch:
+            jobs.append(self._want_on_change(self._watch))
+        await asyncio.gather(*jobs)
+
+    def ask_reload(self) -> None:
+        """SIGHUP."""
+        if self._settings.config:
+            self._wanted.set()
+        else:
+            log.info("nothing to read again: the configuration is --listen and --to")
+
+    def on_resolved(self) -> None:
+        self._resolve.set()
+
+    async def replace(self, text: bytes) -> Answer:
+        """Put these documents in the place of all others; with any problem nothing changes."""
+        try:
+            reading = await read_resources(self._settings, [], texts=[("POST /config", text)])
+        except ReadError as e:
+            return Answer(error=str(e))
+        if reading.problems:
+            return Answer(problems=reading.problems)
+        return await self._replace(reading)
+
+    async def replace_tables(self, tables: object) -> Answer:
+        """The same with tables, as the control plane sends them."""
+        try:
+            return await self._replace(Reading(check_shape(tables)))
+        except ShapeError as e:
+            return Answer(error=str(e))
+
+    # --- inside ---
+
+    async def _replace(self, reading: Reading) -> Answer:
+        async with self._lock:
+            try:
+                changed = await self._publish(reading.tables)
+            except ValueError as e:
+                return Answer(error=str(e))
+            self.source = "POST /config"
+            self._take(reading)
+            return Answer(self._version(), changed)
+
+    async def _reload_when_wanted(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            async with self._lock:
+                await self._reload()
+
+    async def _reload(self) -> None:
+        self.reloads += 1
+        try:
+            reading = await self._read()
+        except ReadError as e:
+            self.failures += 1
+            log.error(str(e), self._settings.config, f"version {self._version()} goes on")
+            return
+        self._say(reading.problems)
+        try:
+            changed = await self._publish(reading.tables)
+        except ValueError as e:
+            self.failures += 1
+            log.error(str(e), self._settings.config, f"version {self._version()} goes on")
+            return
+        self.source = self._settings.config
+        if reading.problems:
+            self.failures += 1
+        self._take(reading)
+        now = self._publisher.current
+        if changed and now and now.outcome:
+            log.info(
+                f"version {now.version} serves: compiled in {now.compile_seconds * 1e3:.0f} ms, "
+                f"swapped in {now.outcome.swap_us} us",
+                self.source,
+            )
+
+    async def _read(self) -> Reading:
+        if self._watch:
+            self._watch.mark()
+        return await read_resources(self._settings, self._documents, path=self._settings.config)
+
+    async def _publish(self, tables: Tables) -> bool:
+        """False: these serve already."""
+        if self._publisher.is_current(tables):
+            return False
+        await self._publisher.publish(tables)
+        return True
+
+    async def _want_on_change(self, watch: Watch) -> None:
+        while True:
+            await watch.changed()
+            watch.mark()
+            self._wanted.set()
+
+    async def _publish_when_resolved(self) -> None:
+        while True:
+            await self._resolve.wait()
+            self._resolve.clear()
+            async with self._lock:
+                now = self._publisher.current
+                if now is None:
+                    continue
+                try:
+                    await self._publish(now.tables)
+                except ValueError as e:
+                    log.error(f"names resolved anew, but: {e}", do=f"version {now.version} goes on")
+
+    async def _retry_listeners(self) -> None:
+        while True:
+            await asyncio.sleep(LISTENER_RETRY)
+            if self._publisher.listeners.errors:
+                async with self._lock:
+                    self._publisher.retry_listeners()
+
+    def _take(self, reading: Reading) -> None:
+        self.problems = reading.problems
+        self._documents = reading.documents
+
+    def _version(self) -> int:
+        return self._publisher.current.version if self._publisher.current else 0
+
+    def _say(self, problems: list[Problem]) -> None:
+        """Each problem once, until it changes or is gone."""
+        fresh = [p for p in problems if f"{p.place} {p.message}" not in self._said]
+        for p in fresh[:MAX_SHOWN]:
+            log.error(p.message, p.place, "this document is left out; its last good version, if any, goes on")
+        if len(fresh) > MAX_SHOWN:
+            log.error(
+                f"{len(fresh) - MAX_SHOWN} more problems", self._settings.config, "fastproxy check shows them"
+            )
+        if self._said and not problems:
+            log.info("all problems are gone", self._settings.config)
+        self._said = {f"{p.place} {p.message}" for p in problems}

@@ -1,0 +1,95 @@
+"""What the admin API tells of the plan, the clusters and single requests."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fastproxy.agent.listeners import join
+
+if TYPE_CHECKING:
+    from fastproxy.agent.agent import Agent
+
+HEALTH = {1: "failed health check", 2: "ejected", 4: "draining"}
+
+
+def plan(agent: Agent) -> dict[str, Any]:
+    """/plan: which version serves, from where, with what, and what is wrong with the rest."""
+    now = agent.publisher.current
+    out: dict[str, Any] = {
+        "epoch": agent.publisher.epoch,
+        "version": now.version if now else 0,
+        "source": agent.config.source,
+        "problems": [p.to_json() for p in agent.config.problems],
+        "workers": [
+            {
+                "worker": w.index,
+                "pid": w.pid,
+                "state": w.state.value,
+                "serving": w.serving,
+                "swap_us": w.swap_us,
+            }
+            for w in agent.supervisor.workers
+        ],
+    }
+    if now is None:
+        return out
+    tables = now.tables
+    out |= {
+        "hash": now.hash,
+        "bytes": now.size,
+        "published_at": round(now.at, 3),
+        "compile_seconds": round(now.compile_seconds, 6),
+        "publish_seconds": round(now.outcome.seconds, 6) if now.outcome else None,
+        "listeners": [_listener(agent, name, row) for name, row in sorted(tables["listeners"].items())],
+        "hosts": [
+            {
+                "listener": key.rpartition(" ")[0],
+                "host": key.rpartition(" ")[2],
+                "rules": sum(max(1, len(route["matches"])) for route in row["routes"]),
+                "source": row["source"],
+            }
+            for key, row in sorted(tables["routes"].items())
+        ],
+    }
+    return out
+
+
+def _listener(agent: Agent, name: str, row: Any) -> dict[str, Any]:
+    error = agent.listeners.errors.get(name)
+    address = row["address"] if row["address"].startswith("unix:") else join(row["address"], row["port"])
+    return {"name": name, "address": address, "open": name in agent.listeners.open, "error": str(error or "")}
+
+
+def clusters(agent: Agent) -> dict[str, Any]:
+    """/clusters: endpoints with their health and what runs on them now, over all workers."""
+    now = agent.publisher.current
+    if now is None:
+        return {"version": 0, "clusters": []}
+    live = agent.memory.live
+    out = []
+    view = now.view()
+    for number in range(view.counts()["cluster"]):
+        cluster = view.cluster(number)
+        endpoints = []
+        for endpoint in cluster.endpoints:
+            count = live.endpoint(endpoint.slot)
+            bits = count.pop("health")
+            health = ", ".join(text for bit, text in HEALTH.items() if bits & bit) or "healthy"
+            endpoints.append({"endpoint": endpoint.name, "health": health, **count})
+        row = now.tables["clusters"][cluster.name]
+        out.append(
+            {
+                "cluster": cluster.name,
+                "lb": row["lb"],
+                "resolution": row["resolution"],
+                **live.cluster(cluster.slot),
+                "endpoints": endpoints,
+            }
+        )
+    unresolved = {host: name.error for host, name in agent.resolver.names.items() if name.error}
+    return {"version": now.version, "clusters": out, "unresolved": unresolved}
+
+
+def explain(agent: Agent, request: str, headers: list[str], listener: str) -> dict[str, Any]:
+    """/explain: where this request would go now."""
+    raise ValueError("not known yet")
