@@ -2,7 +2,7 @@
 
 Five tables, each a mapping from key to row, so that a version can be sent as puts and deletes:
 
-listeners  name -> Listener     a Gateway server's ``bind:port`` (``0.0.0.0:9000``, ``unix:///path``) or ``mesh``
+listeners  name -> Listener     a Gateway server's ``bind:port``, ``unix:///path`` or ``mesh``
 routes     "<listener> <host>" -> VirtualHost     host: ``reviews``, ``*.example.com`` or ``*``, lower case
 clusters   "outbound|<port>|<subset>|<host>" -> Cluster     Envoy's form of the name; subset may be empty
 endpoints  "<host>|<port>" -> list of Endpoint

@@ -98,9 +98,8 @@ def read_chunk(chunk: Chunk) -> tuple[list[Document], list[Problem]]:
     if value is None:
         return [], []
     if not isinstance(value, dict):
-        return [], [
-            Problem(chunk.file, chunk.line, "", f"a document is a mapping, this is {_kind_of(value)}")
-        ]
+        line = chunk.line + _first_line(marks)
+        return [], [Problem(chunk.file, line, "", f"a document is a mapping, this is {_kind_of(value)}")]
     kind = value.get("kind")
     if not (isinstance(kind, str) and kind.endswith("List") and isinstance(value.get("items"), list)):
         return _read_one(chunk, value, marks, chunk.line, chunk.text, chunk.line)
@@ -132,8 +131,10 @@ def _read_one(
     if isinstance(kind, str) and isinstance(name, str) and isinstance(namespace, str) and kind and name:
         identity = (kind, namespace, name)
 
+    top = _first_line(marks) if marks else line - first
+
     def at(path: tuple[PathPart, ...], message: str) -> Problem:
-        where = first + line_of(marks, path) if path and path[0] in marks else line
+        where = first + (line_of(marks, path) if path and path[0] in marks else top)
         return Problem(chunk.file, where, field_path(path), message, *identity)
 
     wrong = _envelope(value)
@@ -152,6 +153,10 @@ def _read_one(
         return [], _bounded(problems)
     row = Row(*identity, chunk.file, line, text)
     return [Document(row, resource, marks, first)], []
+
+
+def _first_line(marks: Marks) -> int:
+    return min((line for line, _ in marks.values()), default=0)
 
 
 def _bounded(problems: list[Problem]) -> list[Problem]:

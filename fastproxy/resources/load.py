@@ -39,10 +39,11 @@ def _read(chunks: list[Chunk], problems: list[Problem]) -> Loaded:
             if other is document:
                 documents.append(document)
             else:
-                # no identity: the good one keeps its place, nothing of this file may be taken for deleted
-                place = f"{other.row.file}:{other.row.line}"
-                message = f"{document.source} is defined twice, first at {place}"
-                problems.append(Problem(document.row.file, document.row.line, "metadata.name", message))
+                # no identity: the first keeps its place, and nothing of this file may be taken for deleted
+                field = ("metadata", "name")
+                place = f"{other.row.file}:{other.problem(field, '').line}"
+                told = document.problem(field, f"{document.source} is defined twice, first at {place}")
+                problems.append(told._replace(kind="", namespace="", name=""))
     return Loaded(documents, problems)
 
 
