@@ -1,4 +1,4 @@
-"""The command line. ``run`` checks its flags and becomes the agent, so that nothing of this stays in memory."""
+"""The command line. ``run`` checks its flags and becomes the agent: nothing of this stays in memory."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(**values: Any) -> None:
 
 
 def become_agent(settings: dict[str, Any]) -> NoReturn:
-    """Replace this process by the agent; same pid. The settings travel in a memfd, the flags stay visible in ps."""
+    """Replace this process by the agent; same pid. Settings travel in a memfd, flags stay visible in ps."""
     fd = os.memfd_create("fastproxy-settings", 0)
     with open(fd, "w", closefd=False) as f:
         json.dump(settings, f)

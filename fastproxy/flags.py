@@ -168,7 +168,7 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def check_address(flag: str, text: str, names: bool = False) -> None:
-    """``HOST:PORT``, ``[IPv6]:PORT`` or ``unix:///PATH``; raises FlagError with what is wrong and how to write it."""
+    """``HOST:PORT``, ``[IPv6]:PORT`` or ``unix:///PATH``; FlagError says how to write it."""
     scheme, separator, rest = text.partition("://")
     if separator and scheme != "unix":
         raise FlagError(flag, f"{text!r} has a scheme; write {rest.partition('/')[0] or 'HOST:PORT'}")

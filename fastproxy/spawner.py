@@ -9,8 +9,8 @@ agent says          descriptors       meaning
 ==================  ================  =====================================================================
 
 It answers ``forked <worker> <pid>`` with the child's pidfd, ``failed <worker> <reason>``, and later
-``exited <pid> <wait status>``. End of file means that the agent is gone: the spawner ends, its workers drain by
-themselves. Signals meant for the whole process group (Ctrl-C, a service's stop) are the agent's to act on.
+``exited <pid> <wait status>``. End of file means that the agent is gone: the spawner ends, its workers drain
+by themselves. Signals meant for the whole process group (Ctrl-C, a service's stop) are the agent's to act on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load(module: str) -> Entry:
 
 
 def fork(entry: Entry) -> tuple[socket.socket, int]:
-    """Fork the spawner from this process, which has one thread and no loop yet; the agent's socket and its pid."""
+    """Fork the spawner from this process, which has one thread and no loop yet; our socket and its pid."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     gc.collect()
     gc.freeze()

@@ -1,1 +1,1 @@
-"""The agent: supervises workers, reads configuration, owns listening sockets, DNS, telemetry and the admin API."""
+"""The agent: supervises workers, reads configuration, owns sockets, DNS, telemetry and the admin API."""

@@ -1,4 +1,4 @@
-"""The admin API: Starlette on uvicorn's protocol, inside the agent. It answers about the proxy, never for it."""
+"""The admin API: Starlette on uvicorn's protocol, inside the agent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgpack
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.config import Config
@@ -24,7 +24,6 @@ from fastproxy import __version__
 from fastproxy.agent import log
 from fastproxy.agent.listeners import (
     ADMIN_MODE,
-    ListenError,
     inode_of,
     join,
     listen_tcp,
@@ -55,16 +54,23 @@ class Json(Response):
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-def _ours_only(answer: Answer) -> Answer:
-    """Refuse what a web page made a browser send: browsers name its origin with every POST."""
+def _route(path: str, answer: Answer, method: str = "GET") -> Route:
+    """A POST that a web page made a browser send is refused (browsers name its origin with every POST), and a
+    failure of ours is one line on standard error."""
 
     @functools.wraps(answer)
     async def checked(request: Request) -> Response:
-        if "origin" in request.headers:
+        if method == "POST" and "origin" in request.headers:
             return Json({"error": "requests from web pages are refused"}, 403)
-        return await answer(request)
+        try:
+            return await answer(request)
+        except ClientDisconnect:
+            return Response(status_code=400)
+        except Exception as e:
+            log.error(f"admin API failed: {type(e).__name__}: {e}", path, "please report it")
+            return Json({"error": f"{type(e).__name__}: {e}"}, 500)
 
-    return checked
+    return Route(path, checked, methods=[method])
 
 
 class Admin:
@@ -77,15 +83,15 @@ class Admin:
         self._path = ""
         self._inode = 0
         routes = [
-            Route("/", self._index),
-            Route("/live", self._live),
-            Route("/ready", self._ready),
-            Route("/metrics", self._metrics),
-            Route("/plan", self._plan),
-            Route("/clusters", self._clusters),
-            Route("/explain", self._explain),
-            Route("/config", _ours_only(self._config), methods=["POST"]),
-            Route("/drain", _ours_only(self._drain), methods=["POST"]),
+            _route("/", self._index),
+            _route("/live", self._live),
+            _route("/ready", self._ready),
+            _route("/metrics", self._metrics),
+            _route("/plan", self._plan),
+            _route("/clusters", self._clusters),
+            _route("/explain", self._explain),
+            _route("/config", self._config, "POST"),
+            _route("/drain", self._drain, "POST"),
         ]
         self._app = Starlette(routes=routes)
 
@@ -127,7 +133,7 @@ class Admin:
         host, port = parse_address(address)
         if not ipaddress.ip_address(host).is_loopback:
             log.warning(
-                f"the admin API on {join(host, port)} can be reached from other machines and asks for no password",
+                f"other machines may reach the admin API on {join(host, port)}, and it asks for no password",
                 "--admin",
                 "use 127.0.0.1 or unix:///PATH unless the network is yours",
             )

@@ -55,7 +55,7 @@ class Agent:
         following: asyncio.Task[None] | None = None
         try:
             code = await self._start()
-            if code:
+            if code is not None:
                 return code
             following = self._loop.create_task(self.config.run())
             following.add_done_callback(self._on_failure)
@@ -65,15 +65,17 @@ class Agent:
                 following.cancel()
             await self._close()
 
-    async def _start(self) -> int:
+    async def _start(self) -> int | None:
+        """Admin API, first version, listeners. An exit code: it is over already."""
         try:
             if self.settings.admin != "off":
                 await self._open_admin()
             starting = self._loop.create_task(self.config.start())
-            await asyncio.wait([starting, self._end], return_when=asyncio.FIRST_COMPLETED)
-            if self._end.done():
+            first: set[asyncio.Future[Any]] = {starting, self._end}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if not starting.done():
                 starting.cancel()
-                return self._end.result() or FAILED
+                return self._end.result()
             published = await starting
         except StartError:
             return USAGE
@@ -86,7 +88,7 @@ class Agent:
         if published.outcome and published.outcome.missing:
             log.warning(f"workers {published.outcome.missing} do not serve yet", do="waiting for them")
         self._say_serving(published)
-        return DONE
+        return None
 
     async def _open_admin(self) -> None:
         from fastproxy.agent.admin import Admin
@@ -101,7 +103,8 @@ class Agent:
         workers = len(self.supervisor.workers)
         log.info(
             f"serving {where or 'no listener'} with {workers} worker{'s' * (workers != 1)}",
-            f"version {published.version} of {self.config.source}, admin {self.settings.admin}, pid {os.getpid()}",
+            f"version {published.version} of {self.config.source}, admin {self.settings.admin}, "
+            f"pid {os.getpid()}",
         )
 
     # --- signals ---

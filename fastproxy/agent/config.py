@@ -8,7 +8,7 @@ from typing import Any
 
 from fastproxy.agent import log
 from fastproxy.agent.publisher import Published, Publisher
-from fastproxy.agent.reading import Problem, Reading, ReadError, read_resources
+from fastproxy.agent.reading import Problem, ReadError, Reading, read_resources
 from fastproxy.agent.shape import ShapeError, check_shape
 from fastproxy.agent.watch import Watch
 from fastproxy.oneline import one_line
@@ -34,7 +34,7 @@ class Answer:
 
 
 class Configuration:
-    """Reads, compares, publishes. A reload asked for while one runs is done once more after it, however often asked."""
+    """Reads, compares, publishes. Reloads asked for while one runs are one more after it."""
 
     def __init__(self, settings: Settings, publisher: Publisher) -> None:
         self._settings = settings

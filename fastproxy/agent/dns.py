@@ -1,4 +1,4 @@
-"""Resolves the host names of endpoints (clusters with resolution DNS) again and again, within their time to live."""
+"""Resolves the host names of endpoints (clusters with resolution DNS) again and again, as their TTL says."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Resolver:
         return {host: list(name.addresses) for host, name in self.names.items()}
 
     async def follow(self, hosts: Iterable[str], patience: float) -> None:
-        """Resolve these from now on and no others; wait ``patience`` seconds for the first answers to new ones."""
+        """Resolve these from now on, no others; wait ``patience`` seconds for first answers to new ones."""
         wanted = set(hosts)
         for gone in set(self.names) - wanted:
             self._stop(self.names.pop(gone))

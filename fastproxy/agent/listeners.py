@@ -27,7 +27,7 @@ class ListenError(Exception):
 
 
 def listen_tcp(address: str, port: int) -> socket.socket:
-    """A listening TCP socket on an IP address. ``::`` means IPv6 only, so that ``0.0.0.0`` may stand beside it."""
+    """A listening TCP socket. ``::`` is IPv6 only, so that ``0.0.0.0`` may stand beside it."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -45,7 +45,7 @@ def listen_tcp(address: str, port: int) -> socket.socket:
 
 
 def listen_unix(path: str, mode: int = TRAFFIC_MODE) -> socket.socket:
-    """A listening Unix socket. A socket file that nobody listens on is replaced. ``@name`` is an abstract one."""
+    """A listening Unix socket. A file that nobody listens on is replaced. ``@name`` is an abstract one."""
     name = "\0" + path[1:] if path.startswith("@") else path
     where = UNIX_PREFIX + path
     if not path or len(os.fsencode(path)) > UNIX_PATH_MAX:
@@ -161,7 +161,7 @@ class Listeners:
         self.open.pop(name).close()
 
     def add(self, table: Mapping[str, Listener]) -> dict[str, socket.socket]:
-        """Open what the table has and is not open; the new sockets. Failures are in ``errors``, others go on."""
+        """Open what the table has and is not open; the new sockets. Failures are in ``errors``."""
         self.errors = {}
         opened: dict[str, socket.socket] = {}
         for name, row in table.items():

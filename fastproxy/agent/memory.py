@@ -21,8 +21,8 @@ class Rings(Protocol):
 
 
 class SharedMemory:
-    """Descriptors and mappings. A dead worker's column is zeroed, and its ring read to the end and replaced: what a
-    crashed process left in it is never written to again."""
+    """Descriptors and mappings. A dead worker's column is zeroed, and its ring read to the end and replaced:
+    what a crashed process left in it is never written to again."""
 
     def __init__(self, settings: Settings, rings: Rings) -> None:
         workers, clusters, endpoints = settings.worker_count(), settings.max_clusters, settings.max_endpoints

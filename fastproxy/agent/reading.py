@@ -1,4 +1,4 @@
-"""Reads resources in a child process (``python -m fastproxy.resources``), so that the agent never holds the schema."""
+"""Reads resources in a child (``python -m fastproxy.resources``): the agent never holds the schema."""
 
 from __future__ import annotations
 

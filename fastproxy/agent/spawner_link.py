@@ -34,7 +34,7 @@ class Parent(Protocol):
 
 
 class SpawnerLink:
-    """One spawner at a time. Forks asked while there is none are asked again by the parent (on_spawner_again)."""
+    """One spawner at a time. What was asked while there is none the parent asks again (on_spawner_again)."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class SpawnerLink:
         module: str,
         first: tuple[socket.socket, int] | None = None,
     ) -> None:
-        """``first``: the spawner that fork() made, its socket and pid; without one a fresh program is started."""
+        """``first``: the spawner that fork() made, its socket and pid; without one a program is started."""
         self._loop = loop
         self._parent = parent
         self._module = module

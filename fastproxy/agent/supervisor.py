@@ -33,7 +33,7 @@ class Memory(Protocol):
 
 @dataclass(slots=True)
 class Outcome:
-    """How a plan was taken. ``swap_us``: the longest swap of a worker. ``missing``: workers that did not say."""
+    """How a plan was taken. ``swap_us``: a worker's longest swap. ``missing``: workers that did not say."""
 
     version: int
     seconds: float = 0.0
@@ -79,7 +79,7 @@ class Supervisor:
         return all(w.state is State.READY and w.serving for w in self.workers)
 
     async def publish(self, version: int, fd: int, timeout: float = 10.0) -> Outcome:
-        """Give all workers this plan and wait until each serves or rejects it. ``fd`` stays open until the next."""
+        """Give all workers this plan and wait until each serves or rejects it. ``fd`` stays the caller's."""
         started = self._loop.time()
         self._plan = (version, fd)
         for worker in self.workers:

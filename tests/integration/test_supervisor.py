@@ -1,4 +1,4 @@
-"""The supervisor with real processes: a real spawner, and workers that speak the protocol and forward nothing."""
+"""The supervisor with real processes: a real spawner, workers that speak the protocol and forward nothing."""
 
 from __future__ import annotations
 

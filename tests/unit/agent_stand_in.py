@@ -1,7 +1,7 @@
 """A worker that speaks the agent's protocol and forwards nothing: what it is told it writes to a file.
 
-How it behaves is told by its worker number in the variable ``STAND_IN`` (``0=crash,1=deaf``): crash at setup, exit at
-setup, deaf (never ready), reject every plan, stubborn (never drained).
+How it behaves is told by its worker number in the variable ``STAND_IN`` (``0=crash,1=deaf``): crash at setup,
+exit at setup, deaf (never ready), reject every plan, stubborn (never drained).
 """
 
 from __future__ import annotations
