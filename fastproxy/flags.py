@@ -65,6 +65,12 @@ FLAGS: dict[str, Flag] = {
     "connect_timeout": Flag(
         TIMEOUTS, "Upstream connect; a DestinationRule may say less.", low=0.01, high=YEAR
     ),
+    "half_close_timeout": Flag(
+        TIMEOUTS,
+        "How long a client that sent FIN behind its request still gets its answer.",
+        low=0.001,
+        high=YEAR,
+    ),
     "upstream_idle_timeout": Flag(TIMEOUTS, "Pooled upstream connection.", low=0.01, high=YEAR),
     "upstream_read_timeout": Flag(
         TIMEOUTS, "Between two reads of an answer (504 before its head).", low=0.01, high=YEAR

@@ -38,6 +38,7 @@ class Settings:
     body_timeout: float = 60.0  # between two reads of a request body: 408
     idle_timeout: float = 300.0  # kept-alive downstream connection without a request: closed
     write_timeout: float = 60.0  # downstream takes nothing: closed
+    half_close_timeout: float = 1.0  # downstream that sent FIN behind its request: then it counts as gone
     connect_timeout: float = 10.0  # upstream; a DestinationRule may say less
     upstream_idle_timeout: float = 60.0  # pooled connection
     upstream_read_timeout: float = 300.0  # between two reads of an answer: 504 before its head, else cut

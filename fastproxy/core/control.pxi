@@ -40,6 +40,7 @@ cdef class Core:
         o.body_timeout = milliseconds(s["body_timeout"])
         o.idle_timeout = milliseconds(s["idle_timeout"])
         o.write_timeout = milliseconds(s["write_timeout"])
+        o.half_close_timeout = milliseconds(s["half_close_timeout"])
         o.connect_timeout = milliseconds(s["connect_timeout"])
         o.upstream_idle_timeout = milliseconds(s["upstream_idle_timeout"])
         o.upstream_read_timeout = milliseconds(s["upstream_read_timeout"])

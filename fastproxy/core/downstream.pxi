@@ -216,6 +216,12 @@ cdef inline void down_watch_write(Worker *w, Conn *d) noexcept nogil:
     """While it takes nothing, the write timeout runs."""
     timer_set(w, &d.timer, w.now_ms + w.options.write_timeout)
 
+cdef inline void down_half_closed(Worker *w, Conn *d) noexcept nogil:
+    """FIN while an answer is awaited: a client that is done sending, or one that has gone and whose request should not
+    burden the upstream any longer. TCP does not tell, so it gets its answer for a while."""
+    if not (d.exchange.flags & EX_ANSWERED) and d.timer.deadline_ms == 0:
+        timer_set(w, &d.timer, w.now_ms + w.options.half_close_timeout)
+
 cdef void down_on_event(Worker *w, Conn *d, bint writable) noexcept nogil:
     cdef Exchange *ex = d.exchange
     if writable and d.flags & CONN_BLOCKED:
@@ -231,6 +237,8 @@ cdef void down_on_event(Worker *w, Conn *d, bint writable) noexcept nogil:
             exchange_abort(w, ex, KIND_DOWNSTREAM_CLOSED)
         elif not (ex.flags & EX_REQUEST_DONE):
             request_pump(w, ex)
+        elif d.flags & CONN_FIN:
+            down_half_closed(w, d)
     elif d.state == STATE_LINGER:
         down_drain_input(w, d)
     elif d.state == STATE_TUNNEL:
@@ -286,7 +294,8 @@ cdef void down_on_timeout(Worker *w, Conn *d) noexcept nogil:
         if d.output != NULL or ex.piped:
             exchange_abort(w, ex, KIND_DOWNSTREAM_TIMEOUT)
         elif ex.flags & EX_REQUEST_DONE:
-            return
+            if not (ex.flags & EX_ANSWERED):
+                exchange_abort(w, ex, KIND_DOWNSTREAM_CLOSED)
         elif ex.up == NULL or ex.up.state == STATE_CONNECTING or not body_awaited(ex):
             timer_set(w, &d.timer, w.now_ms + w.options.body_timeout)      # the upstream is slow, its timer sees to it
         else:

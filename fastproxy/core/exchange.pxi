@@ -64,6 +64,8 @@ cdef void exchange_start(Worker *w, Conn *d, uint8_t *p, size_t used, size_t n) 
             h.framing == FRAMING_LENGTH and h.content_length > w.options.max_body)):
         exchange_fail(w, ex, KIND_BODY_SIZE, 0)
         return
+    if ex.flags & EX_REQUEST_DONE and d.flags & CONN_FIN:
+        down_half_closed(w, d)
     exchange_route(w, ex, p + used, body)
 
 cdef void exchange_classify(Worker *w, Exchange *ex, const Head *h) noexcept nogil:

@@ -183,6 +183,7 @@ cdef struct Options:
     uint64_t body_timeout
     uint64_t idle_timeout
     uint64_t write_timeout
+    uint64_t half_close_timeout
     uint64_t connect_timeout
     uint64_t upstream_idle_timeout
     uint64_t upstream_read_timeout
