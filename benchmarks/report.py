@@ -92,7 +92,8 @@ def open_lines(results: Results) -> list[str]:
     lines = []
     for name in OPEN_ROWS:
         for peer, slot in results["rows"].get(name, {}).items():
-            swaps = "".join(str(sum(s.get("swaps", 0) for s in slot["samples"])) if name == "swaps" else "")
+            count = sum(sample.get("swaps", 0) for sample in slot["samples"])
+            swaps = str(count) if name == "swaps-on" else ""
             cells = [
                 spread(slot, "rate"),
                 spread(slot, "p50"),
@@ -174,7 +175,8 @@ def markdown(results: Results, charts: list[str]) -> str:
         *by_peer(results, MEMORY_ROWS, lambda slot: spread(slot, "pss", 1e6)),
         "## Memory: user KiB per idle connection",
         "",
-        "What is not a file's, over what it was with one connection.",
+        "What is not a file's, over what it was with one connection. (PSS shares the pages of Python itself "
+        "among all Python processes that run, this program too.)",
         "",
         *by_peer(results, MEMORY_ROWS[1:], lambda slot: spread(slot, "per_conn", 1024)),
         *failures(results),

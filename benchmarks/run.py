@@ -28,6 +28,7 @@ from benchmarks.scenarios import GROUPS, ROWS, Row, Setup
 Sample = dict[str, Any]
 WARM = 0.3  # seconds of load before the seconds that count
 SWAP_EVERY = 1.0  # seconds
+LOG_WAIT = 1.5  # seconds in which the agent has written the last lines
 
 
 class Run:
@@ -109,8 +110,9 @@ class Run:
     def counted(self, peer: Peer, row: Row, rate: float) -> Sample:
         """Load, with the kernel's account of CPU and the origin's of requests around it."""
         pids = peer.worker_pids() + peer.agent_pids()
+        logged = self.logged(peer, row)
         seen, cpu, began = self.origin.counters(), peer.cpu(), time.monotonic()
-        counted = load.run(row, peer.port, self.seconds, self.folder, rate)
+        counted = load.run(row, peer.port, self.seconds * row.longer, self.folder, rate)
         cpu_after, elapsed = peer.cpu(), time.monotonic() - began
         forwarded = self.origin.counters().since(seen)
         if peer.worker_pids() + peer.agent_pids() != pids:
@@ -123,7 +125,7 @@ class Run:
             )
         worker = (cpu_after[0] - cpu[0]) / 1e3 / counted.requests
         agent = (cpu_after[1] - cpu[1]) / 1e3 / counted.requests
-        return {
+        sample: Sample = {
             "requests": counted.requests,
             "rps": counted.requests / counted.seconds,
             "cpu_us": worker + agent,
@@ -134,6 +136,16 @@ class Run:
             "p99": counted.p99,
             "max": counted.max,
         }
+        if row.setup.log:
+            time.sleep(LOG_WAIT)
+            sample["logged"] = (self.logged(peer, row) - logged) / counted.requests
+            if sample["logged"] < 0.99:
+                raise Failed(f"only {sample['logged']:.1%} of the requests are in the access log")
+        return sample
+
+    def logged(self, peer: Peer, row: Row) -> int:
+        """Lines of the access log, where the row has one."""
+        return peer.logged() if row.setup.log and isinstance(peer, Fastproxy) else 0
 
     def measure_open(self, peer: Peer, row: Row) -> Sample:
         """A fixed rate: half of what a closed loop of the same requests reached at first."""

@@ -92,9 +92,9 @@ TARGETS: tuple[Target, ...] = (
     Target("PSS of the worker, fresh", _ours("memory-fresh", "worker_pss"), 15, unit="MB", scale=1e6),
     Target(
         "p99 while 10,000 rules are swapped, of quiet",
-        _ours("swaps", "p99"),
+        _ours("swaps-on", "p99"),
         1.1,
-        _ours("swaps-quiet", "p99"),
+        _ours("swaps-off", "p99"),
     ),
     Target(
         "access log on, CPU of the worker, of off",

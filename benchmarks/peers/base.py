@@ -74,7 +74,8 @@ class Peer(ABC):
 
     def said(self) -> str:
         """The end of what it wrote."""
-        return (self.folder / "log").read_text(errors="replace").strip()[-300:] or "(it said nothing)"
+        lines = (self.folder / "log").read_text(errors="replace").replace(str(self.folder), "").split("\n")
+        return " / ".join(line.strip() for line in lines if line.strip())[-300:] or "(it said nothing)"
 
     @property
     def pid(self) -> int:

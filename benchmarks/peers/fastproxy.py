@@ -144,6 +144,11 @@ class Fastproxy(Peer):
         finally:
             connection.close()
 
+    def logged(self) -> int:
+        """Lines in the access log."""
+        with open(self.folder / "access.log", "rb") as file:
+            return sum(block.count(b"\n") for block in iter(lambda: file.read(1 << 20), b""))
+
     def settle(self) -> None:
         """The worker stays on the proxy's core; the agent goes to the other, as a second service would."""
         pin(self.agent_pids(), self.where.load)
