@@ -109,7 +109,7 @@ class Telemetry:
         """
         keep = routes if self._log != "off" else {}
         self._drain.set_names(version, keep, clusters, endpoints, listeners)
-        self._clusters, self._endpoints = clusters, endpoints
+        self._clusters, self._endpoints = dict(clusters), dict(endpoints)
 
     def reopen(self) -> None:
         """Open the access log anew, after it was renamed (rotation). Raises OSError; the old one then
@@ -131,5 +131,5 @@ class Telemetry:
             workers = sorted(self._attached)
             metrics.of_workers(text, workers, live)
             metrics.of_slots(text, live, workers, self._clusters, self._endpoints)
-        metrics.of_processes(text, self._pids)
+        metrics.of_processes(text, dict(self._pids))
         return text.bytes()
