@@ -61,7 +61,7 @@ class Live(Protocol):
     all."""
 
     def gauges(self, worker: int) -> dict[str, int]: ...
-    def cluster(self, worker: int, slot: int) -> dict[str, int]: ...
+    def cluster(self, slot: int) -> dict[str, int]: ...
     def endpoint(self, slot: int) -> dict[str, int]: ...
 
 
@@ -253,14 +253,11 @@ def of_journals(text: Text, workers: Sequence[Worker], overflowed: int, log: tup
         text.simple(name, "counter", meaning, [("", value)])
 
 
-def of_slots(
-    text: Text, live: Live, workers: Sequence[int], clusters: dict[int, str], endpoints: dict[int, str]
-) -> None:
+def of_slots(text: Text, live: Live, clusters: dict[int, str], endpoints: dict[int, str]) -> None:
     """``fastproxy_cluster_*`` of clusters that were ever asked, ``fastproxy_endpoint_*`` of all endpoints."""
     totals: dict[str, dict[str, int]] = {}
     for slot, name in clusters.items():
-        columns = [live.cluster(worker, slot) for worker in workers]
-        row = {word: sum(c.get(word, 0) for c in columns) for word in ("active", "requests", "errors")}
+        row = live.cluster(slot)
         if any(row.values()):
             totals[f'cluster="{escape(name)}"'] = row
     states = {

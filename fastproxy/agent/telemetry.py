@@ -130,6 +130,6 @@ class Telemetry:
         if live is not None:
             workers = sorted(self._attached)
             metrics.of_workers(text, workers, live)
-            metrics.of_slots(text, live, workers, self._clusters, self._endpoints)
+            metrics.of_slots(text, live, self._clusters, self._endpoints)
         metrics.of_processes(text, dict(self._pids))
         return text.bytes()

@@ -226,8 +226,8 @@ class Live:
             "plan_swap_us_max": 2_000_000,
         }
 
-    def cluster(self, worker: int, slot: int) -> dict[str, int]:
-        return {"active": 1, "pick": 8, "requests": 10 + worker, "errors": 2} if slot == 7 else {"active": 0}
+    def cluster(self, slot: int) -> dict[str, int]:
+        return {"active": 1, "pick": 8, "requests": 21, "errors": 2} if slot == 7 else {"active": 0}
 
     def endpoint(self, slot: int) -> dict[str, int]:
         return {"health": slot, "active": 4, "connections": 5, "requests": 6, "errors": 7}
