@@ -13,8 +13,9 @@ class SlotsFull(ValueError):
 class SlotTable:
     """Names of one kind -> slot numbers below ``limit``.
 
-    A name that the newest plan does not have is *retired*: exchanges on older plans may still count in its slot, so
-    the number is free only after :meth:`release`. A retired name that comes back gets its old slot.
+    A name that the newest plan does not have is *retired*: exchanges on older plans may still count in its
+    slot, so the number is free only after :meth:`release`. A retired name that comes back gets its old
+    slot.
     """
 
     def __init__(self, limit: int, setting: str) -> None:
@@ -26,10 +27,12 @@ class SlotTable:
         self._next = 0
 
     def __repr__(self) -> str:
-        return f"<SlotTable {self._setting}: {len(self._live)} live, {len(self.retired())} retired of {self.limit}>"
+        retired = len(self.retired())
+        return f"<SlotTable {self._setting}: {len(self._live)} live, {retired} retired of {self.limit}>"
 
     def plan(self, names: Iterable[str]) -> dict[str, int]:
-        """The slots these names will have; nothing changes until :meth:`commit`. SlotsFull when they do not fit."""
+        """The slots these names will have; nothing changes until :meth:`commit`. SlotsFull: they do not
+        fit."""
         free = list(self._free)
         following = self._next
         out: dict[str, int] = {}
@@ -64,8 +67,11 @@ class SlotTable:
         return {name: slot for name, slot in self._slots.items() if name not in self._live}
 
     def release(self, names: Iterable[str]) -> None:
-        """The slots of these retired names may be used again: no plan with them runs, their counters are zero.
-        ValueError for a name that is live or unknown."""
+        """The slots of these retired names may be used again: no plan with them runs, their counters are
+        zero.
+
+        ValueError for a name that is live or unknown.
+        """
         for name in names:
             if name in self._live or name not in self._slots:
                 raise ValueError(f"slot of {name!r} is not retired")

@@ -1,4 +1,4 @@
-"""Tables -> plan: the block that every worker maps (``_plan.pxd``), and what the agent needs to name things in it.
+"""Tables -> plan: the block that every worker maps (``_plan.pxd``), and the names behind its numbers.
 
 A pure function of tables, slots and resolved names: the same input gives the same bytes.
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgpack
 
+from fastproxy import _plan
 from fastproxy.plan.clusters import ClusterName, Clusters, EndpointName
 from fastproxy.plan.index import HostIndex, Index
 from fastproxy.plan.patterns import Patterns
@@ -21,8 +22,6 @@ from fastproxy.slots import Slots
 from fastproxy.tables import Route, Tables
 
 __all__ = ["ClusterName", "Compiled", "EndpointName", "PlanError", "RouteName", "compile_plan"]
-
-from fastproxy import _plan
 
 MESH = "mesh"
 MAX_HOST = 255
@@ -41,7 +40,7 @@ class Compiled:
     """A plan and the names behind its numbers.
 
     plan: the block. listeners: names by index. routes: by route id. clusters, endpoints: by live slot.
-    unresolved: host names of endpoints that ``resolved`` had no address for; they have no endpoint in this plan.
+    unresolved: host names of endpoints that ``resolved`` had no address for; they are not in this plan.
     """
 
     epoch: int
@@ -147,8 +146,8 @@ def compile_plan(
 ) -> Compiled:
     """Compile one version of the tables.
 
-    slots: live slots so far; changed only when the whole compile succeeds. resolved: addresses of host names that
-    endpoints have. PlanError when a row cannot be compiled, SlotsFull when live memory has no room.
+    slots: live slots so far; changed only when the whole compile succeeds. resolved: addresses of host names
+    that endpoints have. PlanError: a row cannot be compiled; SlotsFull: live memory has no room.
     """
     out = Writer()
     clusters = Clusters(tables, resolved or {})
@@ -160,6 +159,8 @@ def compile_plan(
     by_listener: dict[str, list[str]] = {name: [] for name in listeners}
     for key in sorted(tables["routes"]):
         listener, _, host = key.rpartition(" ")
+        if listener == MESH and listener not in by_listener:
+            continue  # its routes wait for a listener
         if listener not in by_listener:
             raise PlanError(f"virtual host {host} is on listener {listener}, which does not exist")
         by_listener[listener].append(host)

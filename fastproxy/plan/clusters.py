@@ -46,7 +46,7 @@ class EndpointName(NamedTuple):
 
 
 def schedule(weights: Sequence[int]) -> list[int]:
-    """Indices in the order to take them: each as often as its weight says, spread evenly, at most 1024 entries
+    """Indices in the order to take them: each as often as its weight says, spread evenly; at most 1024,
     unless there are more endpoints. Weight 0 is never taken, unless all are 0 (then all are equal)."""
     if not any(weights) or len(set(weights)) == 1:
         return list(range(len(weights)))

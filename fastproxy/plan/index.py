@@ -1,11 +1,12 @@
 """The rules of one virtual host and the index over them.
 
-A rule is one match block; the first in order that holds is the answer. The index makes its cost independent of their
-number, as packet classifiers do: each *dimension* of a request gives the set of rules that it does not rule out, and
-the sets are intersected from the low end. Dimension 0 is the path. The others hold the rule's *attributes* (method,
-authority, each header, query parameter and cookie it names), the one with most different values first, so that any
-number of names needs few dimensions. What no set can say (regular expressions beyond their literal beginning,
-withoutHeaders, scheme, port, a fifth attribute) is *residual*: looked at on the rules that are left.
+A rule is one match block; the first in order that holds is the answer. The index makes its cost independent
+of their number, as packet classifiers do: each *dimension* of a request gives the set of rules that it does
+not rule out, and the sets are intersected from the low end. Dimension 0 is the path. The others hold the
+rule's *attributes* (method, authority, each header, query parameter and cookie it names), the one with most
+different values first, so that any number of names needs few dimensions. What no set can say (regular
+expressions beyond their literal beginning, withoutHeaders, scheme, port, a fifth attribute) is *residual*:
+looked at on the rules that are left.
 """
 
 from __future__ import annotations

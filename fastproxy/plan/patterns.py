@@ -9,8 +9,8 @@ from fastproxy.regex import RegexError, compile_dfa, compile_program
 
 
 class Pattern(NamedTuple):
-    """``number``: of the table. ``literal``: what every match begins with; ``whole``: it is all that matches, and
-    there is no table."""
+    """``number``: of the table. ``literal``: what every match begins with; ``whole``: it is all that
+    matches, and there is no table."""
 
     number: int
     literal: bytes

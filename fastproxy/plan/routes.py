@@ -16,7 +16,16 @@ MAX_WEIGHT = 0xFFFFFFFF
 
 # Fields that frame the message or belong to one connection: no operation may touch them.
 FRAMING = frozenset(
-    "connection content-length keep-alive proxy-connection te trailer transfer-encoding upgrade".split()
+    [
+        "connection",
+        "content-length",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ]
 )
 _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _CONTROLS = frozenset(range(32)) - {9} | {127}
@@ -76,15 +85,15 @@ class Routes:
         for name, value in (*sets.items(), *ops.get("add", {}).items()):
             lines += _field_name(name) + b": " + _plain(f"field {name}", value) + b"\r\n"
         names = dict.fromkeys(_field_name(name).lower() for name in (*sets, *ops.get("remove", [])))
-        for name in (*names, *(_field_name(name).lower() for name in ops.get("add", {}))):
-            if name.decode() in FRAMING or name == b"host":
-                raise PlanError(f"field {name.decode()} frames or routes the message and cannot be changed")
+        for name in (*sets, *ops.get("remove", []), *ops.get("add", {})):
+            if name.lower() in FRAMING or name.lower() == "host":
+                raise PlanError(f"field {name} frames or routes the message and cannot be changed")
         first = out.count("remove")
         bloom = 0
-        for name in names:
-            hashed = _http1.field_hash(name)
+        for raw in names:
+            hashed = _http1.field_hash(raw)
             bloom |= 1 << (hashed & 63)
-            out.row("remove", hashed, *out.text(name))
+            out.row("remove", hashed, *out.text(raw))
         return (bloom, first, len(names), *out.text(lines))
 
     def _point(self, section: str, row: int, at: int, ops: Packed) -> None:

@@ -1,4 +1,4 @@
-"""Sets of rules, and the radix trie that finds them by value: what ``_plan_match.pxi`` walks and intersects."""
+"""Sets of rules, and the radix trie that finds them by value; ``_plan_match.pxi`` reads both."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ class Trie:
         self._prefix[value][dim].append(rule)
 
     def write(self, out: Writer, sets: Sets) -> int:
-        """Number of the root, or NONE. Children get their numbers when their parent is written, so they are higher."""
+        """Number of the root, or NONE. Children are numbered when their parent is written, so they are
+        higher."""
         if not self:
             return NONE
         keys = sorted(self._exact.keys() | self._prefix.keys())

@@ -1,6 +1,6 @@
 """The bytes of a plan: arrays of structs, one after another, and a heap of texts, sets and tables.
 
-The layouts are those of ``_plan.pxd``; :data:`STRUCTS` is checked against the compiled module's sizes at import.
+The layouts are those of ``_plan.pxd``; their sizes are checked against the compiled module's at import.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STRUCTS = {
     "destination": struct.Struct("<II" + "QIIII" * 2),
     "remove": struct.Struct("<3I"),
     "redirect": struct.Struct("<8I"),
-    "cluster": struct.Struct("<11I4x"[:-2]),
+    "cluster": struct.Struct("<11I"),
     "endpoint": struct.Struct("<IHH16sIIIIQ"),
     "dfa": struct.Struct("<4I"),
     "program": struct.Struct("<2I"),
@@ -44,8 +44,8 @@ class PlanError(ValueError):
 
 
 class Writer:
-    """Collects the arrays; :meth:`finish` lays them out. Rows name other rows by number, so nothing moves; the few
-    fields that hold an offset of a row are noted by :meth:`refer` and filled in at the end."""
+    """Collects the arrays; :meth:`finish` lays them out. Rows name other rows by number, so nothing moves;
+    the few fields that hold an offset of a row are noted by :meth:`refer` and filled in at the end."""
 
     def __init__(self) -> None:
         self.arrays: dict[str, bytearray] = {name: bytearray() for name in _plan.SECTIONS}

@@ -1,7 +1,9 @@
-"""Regular expressions of the configuration: RE2's syntax, compiled by the agent, run by the plan in linear time.
+"""Regular expressions of the configuration: RE2's syntax, compiled by the agent, run by the plan in linear
+time.
 
-A *match* is of the whole value, as Envoy's ``safe_regex``, by a DFA. A *rewrite* replaces every match in a path, as
-RE2's GlobalReplace, by a program for a Pike machine (``_plan_rewrite.pxi``). Both work on the bytes of UTF-8.
+A *match* is of the whole value, as Envoy's ``safe_regex``, by a DFA. A *rewrite* replaces every match in a
+path, as RE2's GlobalReplace, by a program for a Pike machine (``_plan_rewrite.pxi``). Both work on the
+bytes of UTF-8.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ __all__ = [
 
 @lru_cache(maxsize=512)
 def compile_dfa(pattern: str) -> Dfa:
-    """The automaton that accepts exactly the values that ``pattern`` matches whole. RegexError says why not."""
+    """The automaton that accepts exactly the values that ``pattern`` matches whole. RegexError says why
+    not."""
     tree, _ = parse(pattern)
     start, whole = literal(tree)
     return build(assemble(tree), start, whole)
@@ -33,7 +36,8 @@ def compile_dfa(pattern: str) -> Dfa:
 
 @lru_cache(maxsize=128)
 def compile_program(pattern: str, rewrite: str) -> tuple[Code, ...]:
-    """The program of a rewrite. RegexError when the pattern or the replacement is wrong, or it is too long."""
+    """The program of a rewrite. RegexError when the pattern or the replacement is wrong, or it is too
+    long."""
     tree, groups = parse(pattern)
     if groups >= GROUPS:
         raise RegexError(f"{groups} groups; a rewrite may have {GROUPS - 1}")

@@ -18,8 +18,8 @@ _WORD = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvw
 
 
 class Dfa(NamedTuple):
-    """State 0 is dead. ``next[state * classes + byte_class[byte]]``. ``literal``: what every match begins with;
-    ``whole``: it is all that can match."""
+    """State 0 is dead. ``next[state * classes + byte_class[byte]]``. ``literal``: what every match begins
+    with; ``whole``: it is all that can match."""
 
     states: int
     classes: int
@@ -136,7 +136,8 @@ class _Builder:
 
 
 def build(program: tuple[Code, ...], literal: bytes, whole: bool) -> Dfa:
-    """Subset construction. Assertions look at the byte before, kept in the state, and the one after, read next."""
+    """Subset construction. Assertions look at the byte before, kept in the state, and the one after, read
+    next."""
     assert program[0].op == SAVE
     builder = _Builder(program)
     start = builder.state(frozenset({0}), EDGE if builder.asserts else OTHER)

@@ -1,5 +1,5 @@
-"""RE2's syntax -> a tree. What RE2 refuses (backreferences, lookaround) is refused; of what it has, Unicode classes
-(``\\p``) and ``\\C`` are not read."""
+"""RE2's syntax -> a tree. What RE2 refuses (backreferences, lookaround) is refused; of what it has, Unicode
+classes (``\\p``) and ``\\C`` are not read."""
 
 from __future__ import annotations
 
@@ -301,12 +301,13 @@ class _Parser:
             if not isinstance(low, int):
                 ranges += low
                 continue
-            high: int | Ranges = low
+            high = low
             if self.peek() == "-" and self.text[self.at + 1 : self.at + 2] not in ("]", ""):
                 self.at += 1
-                high = self.class_char()
-                if not isinstance(high, int) or high < low:
+                end_char = self.class_char()
+                if not isinstance(end_char, int) or end_char < low:
                     raise self.fail("malformed range in a class")
+                high = end_char
             ranges.append((low, high))
         self.at += 1
         merged = chars.union(ranges)

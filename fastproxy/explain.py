@@ -1,0 +1,253 @@
+"""Where a request would go and why: each rule tried, the first reason it failed, and the pick.
+
+The answer comes from the parser and the plan that the core uses; here it is only put into words and data,
+for the command line and the admin API to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastproxy import _plan
+from fastproxy.tables import Listener, Tables
+
+MESH = "mesh"
+ACTIONS = {1: "forward", 2: "redirect", 3: "direct response"}
+SUBSTITUTE: Listener = {"address": "", "port": 0, "protocol": "HTTP"}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One rule. ``rule``: its number in the host, from 1. ``reason``: empty for the one that matched."""
+
+    rule: int
+    route: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One destination. ``share``: of the route's requests, 0 to 1. ``endpoints``: names; none: 503 UH.
+    ``missing``: no such host or subset: 503 NC."""
+
+    cluster: str
+    share: float
+    missing: bool
+    endpoints: list[str]
+
+
+@dataclass(slots=True)
+class Explanation:
+    """``error``: empty, or why there is no route and what the client gets. ``sent``: path and query to
+    upstream, or the Location of a redirect. ``hosts``: what was looked up, and whether it is there."""
+
+    method: str
+    url: str
+    listener: str = ""
+    listener_reason: str = ""
+    host: str = ""
+    hosts: list[tuple[str, bool]] = field(default_factory=list)
+    virtual_host: str = ""
+    source: list[str] = field(default_factory=list)
+    tried: list[Tried] = field(default_factory=list)
+    route: str = ""
+    action: str = ""
+    status: int = 0
+    timeout_ms: int = 0
+    authority: str = ""
+    sent: str = ""
+    request_set: list[str] = field(default_factory=list)
+    request_remove: list[str] = field(default_factory=list)
+    response_set: list[str] = field(default_factory=list)
+    response_remove: list[str] = field(default_factory=list)
+    destinations: list[Choice] = field(default_factory=list)
+    error: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for the admin API."""
+        return asdict(self)
+
+
+def with_mesh(tables: Tables) -> Tables:
+    """Tables whose ``mesh`` listener is there, so that its routes can be asked for without ``--listen``."""
+    if MESH in tables["listeners"]:
+        return tables
+    return {**tables, "listeners": {**tables["listeners"], MESH: SUBSTITUTE}}
+
+
+def head(method: str, url: str, headers: Sequence[tuple[str, str]]) -> tuple[bytes, bool]:
+    """The request head that a client would send for this URL, and whether it is https. ValueError: not a
+    URL, or a method, path or field that would break its line."""
+    parts = urlsplit(url if "://" in url else f"http://{url.removeprefix('//')}")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError(f"not an http or https URL: {url}")
+    authority = parts.netloc.rpartition("@")[2]
+    hosts = [value for name, value in headers if name.lower() == "host"]
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {hosts[-1] if hosts else authority}"]
+    lines += [f"{name}: {value}" for name, value in headers if name.lower() != "host"]
+    if any("\r" in line or "\n" in line for line in lines):
+        raise ValueError("line break in the request")
+    return "".join(f"{line}\r\n" for line in [*lines, ""]).encode(), parts.scheme == "https"
+
+
+def choose_listener(tables: Tables, port: int, https: bool, wanted: str = "") -> tuple[str, str]:
+    """Listener that a request to ``port`` (0: none in the URL) comes to, and why this one. LookupError:
+    none."""
+    listeners = tables["listeners"]
+    if wanted:
+        if wanted not in listeners:
+            raise LookupError(f"no listener {wanted}; there are: {', '.join(sorted(listeners)) or 'none'}")
+        return wanted, "asked for"
+    port = port or (443 if https else 80)
+    here = sorted(name for name, row in listeners.items() if row["port"] == port and name != MESH)
+    if here:
+        return here[0], f"has port {port}"
+    gateways = sorted(name for name in listeners if name != MESH)
+    mesh_used = any(key.startswith(f"{MESH} ") for key in tables["routes"])
+    if MESH in listeners and (mesh_used or not gateways):
+        return MESH, f"no other listener has port {port}"
+    if len(gateways) == 1:
+        return gateways[0], "the only one"
+    if not gateways:
+        raise LookupError("there is no listener")
+    raise LookupError(f"no listener has port {port}; say which of: {', '.join(gateways)}")
+
+
+def _quoted(raw: bytes) -> str:
+    return '"' + raw.decode("utf-8", "backslashreplace") + '"'
+
+
+def _reason(failed: _plan.Failed) -> str:
+    """What is wrong with the request from this predicate's view."""
+    name = failed.name.decode("utf-8", "backslashreplace")
+    what = f"{failed.subject} {name}".rstrip()
+    if failed.subject == "port":
+        return f"port is {(failed.found or b'0').decode()}, not {failed.number}"
+    if failed.kind == "present":
+        return f"{what} is there" if failed.negated else f"no {what}"
+    if failed.found is None and not failed.negated:
+        return f"no {what}"
+    verb = {"exact": "is", "prefix": "begins with", "regex": "matches"}[failed.kind]
+    without = {"exact": "is not", "prefix": "does not begin with", "regex": "does not match"}[failed.kind]
+    value = (
+        failed.value.decode("utf-8", "backslashreplace") if failed.kind == "regex" else _quoted(failed.value)
+    )
+    found = _quoted(failed.found or b"")
+    if failed.negated:
+        return (
+            f"{what} {found} {verb} {value}, which is excluded"
+            if failed.kind != "exact"
+            else (f"{what} is {value}, which is excluded")
+        )
+    case = " (case ignored)" if failed.fold else ""
+    return f"{what} {found} {without} {value}{case}"
+
+
+def _hosts(tables: Tables, listener: str, host: str) -> list[tuple[str, bool]]:
+    """What is looked up for a host, in order: itself, the longest suffix first, then "*"."""
+    known = {key.rpartition(" ")[2].lower() for key in tables["routes"] if key.startswith(f"{listener} ")}
+    labels = host.split(".")
+    tries = [host, *(f"*.{'.'.join(labels[i:])}" for i in range(1, len(labels))), "*"]
+    out = []
+    for name in tries:
+        out.append((name, name in known))
+        if name in known:
+            break
+    return out
+
+
+def _lines(ops: _plan.OpsView) -> tuple[list[str], list[str]]:
+    return (
+        ops.append.decode("utf-8", "backslashreplace").splitlines(),
+        [name.decode("utf-8", "backslashreplace") for name in ops.remove],
+    )
+
+
+def explain(
+    tables: Tables,
+    view: _plan.PlanView,
+    method: str,
+    url: str,
+    headers: Sequence[tuple[str, str]] = (),
+    *,
+    listener: str = "",
+    slashes: int = 0,
+    merge: bool = True,
+) -> Explanation:
+    """Explain one request against tables and the plan that was compiled from them (see :func:`with_mesh`).
+
+    listener: its name; empty: chosen by the URL's port. ValueError: not a request. What the proxy would
+    answer by itself (404 NR) is not an exception but in ``error``.
+    """
+    out = Explanation(method, url)
+    raw, https = head(method, url, headers)
+    parts = urlsplit(url if "://" in url else f"http://{url}")
+    out.host = (parts.hostname or "").lower()
+    try:
+        port = parts.port or 0
+        out.listener, out.listener_reason = choose_listener(tables, port, https, listener)
+    except LookupError as wrong:
+        out.error = str(wrong)
+        return out
+    options: dict[str, Any] = {"slashes": slashes, "merge": merge, "https": https}
+    steps = view.explain(out.listener, raw, **options)
+    found = view.host(out.listener, raw, **options)
+    named = [value for name, value in headers if name.lower() == "host"]
+    if named:
+        out.host = (urlsplit(f"http://{named[-1]}").hostname or "").lower()
+    out.hosts = _hosts(tables, out.listener, out.host)
+    if found is None:
+        out.error = f"404 NR: no virtual host for {out.host} on {out.listener}"
+        return out
+    out.virtual_host = found.decode()
+    if out.virtual_host.startswith((".", "-")):
+        out.virtual_host = f"*{out.virtual_host}"
+    out.source = tables["routes"][f"{out.listener} {out.virtual_host}"]["source"]
+    for step in steps:
+        route = view.route(step.route)
+        reason = "" if step.failed is None else _reason(step.failed)
+        out.tried.append(Tried(step.rule + 1, route.name.decode(), reason))
+    target = view.match(out.listener, raw, **options)
+    if target is None:
+        out.error = f"404 NR: no rule of {out.virtual_host} matches"
+        return out
+    _describe(out, tables, view, view.route(target.route))
+    sent = view.rewritten(out.listener, raw, **options)
+    if out.action == "redirect":
+        out.sent = (sent or b"").decode("utf-8", "backslashreplace")
+    elif out.action == "forward":
+        query = b"?" + target.query if target.query else b""
+        out.sent = ((sent or b"") + query).decode("utf-8", "backslashreplace")
+    return out
+
+
+def _describe(out: Explanation, tables: Tables, view: _plan.PlanView, route: _plan.RouteView) -> None:
+    out.route = route.name.decode()
+    out.action = ACTIONS[route.kind]
+    out.status = route.status
+    out.timeout_ms = route.timeout_ms
+    out.authority = route.authority.decode()
+    out.request_set, out.request_remove = _lines(route.request)
+    out.response_set, out.response_remove = _lines(route.response)
+    rows = tables["routes"][f"{out.listener} {out.virtual_host}"]["routes"]
+    first = out.tried[-1].rule - 1
+    for row in rows:
+        count = max(1, len(row["matches"]))
+        if first < count:
+            names = [d["cluster"] for d in row.get("destinations", [])]
+            break
+        first -= count
+    total = sum(d.weight for d in route.destinations)
+    for name, destination in zip(names, route.destinations, strict=True):
+        endpoints = (
+            []
+            if destination.cluster is None
+            else [e.name for e in view.cluster(destination.cluster).endpoints]
+        )
+        out.destinations.append(
+            Choice(name, destination.weight / total, destination.cluster is None, endpoints)
+        )
