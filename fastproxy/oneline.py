@@ -68,8 +68,10 @@ def add_upstream(tables: Tables, to: Sequence[str]) -> None:
         "lb": "LEAST_REQUEST",
     }
     name = f"outbound|{port}||{SERVICE}"
-    tables["endpoints"].setdefault(key, rows)
-    tables["clusters"].setdefault(name, cluster)
+    if name in tables["clusters"]:
+        raise ValueError(f"a service is named {SERVICE} and has port {port}: --to can not stand beside it")
+    tables["endpoints"][key] = rows
+    tables["clusters"][name] = cluster
     tables["routes"].setdefault(
         "mesh *",
         {

@@ -1,6 +1,7 @@
-"""``python -m fastproxy.resources``: a request on standard input, an answer on standard output, both msgpack.
+"""``python -m fastproxy.resources``: requests on standard input, answers on standard output, all msgpack.
 
-The agent runs this for each load, so that it never holds pydantic or PyYAML in its memory.
+The agent runs this to load, so that it never holds pydantic or PyYAML in its memory. Requests are answered in
+order until standard input ends.
 
 Request, a map; a missing key is its default::
 
@@ -27,6 +28,7 @@ Exit status 0 with an answer, also one with problems; anything else is a crash, 
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -35,6 +37,8 @@ import msgpack
 from fastproxy.resources.compile import settle
 from fastproxy.resources.documents import Row
 from fastproxy.resources.load import Loaded, load, load_texts, merge_last_good
+
+MAX_REQUEST = 256 * 1024 * 1024
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -62,9 +66,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> int:
-    request = msgpack.unpackb(sys.stdin.buffer.read())
-    sys.stdout.buffer.write(msgpack.packb(answer(request)))
-    sys.stdout.buffer.flush()
+    requests = msgpack.Unpacker(max_buffer_size=MAX_REQUEST)
+    while data := os.read(sys.stdin.fileno(), 1 << 20):
+        requests.feed(data)
+        for request in requests:
+            sys.stdout.buffer.write(msgpack.packb(answer(request)))
+            sys.stdout.buffer.flush()
     return 0
 
 

@@ -232,6 +232,7 @@ _WORDS = {
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "too_short": "must not be empty",
+    "string_too_long": "longer than {max_length} characters",
     "literal_error": "must be {expected}",
 }
 

@@ -83,12 +83,11 @@ class Registry:
         members: list[tuple[WorkloadEntrySpec, dict[str, str]]] = [(e, e.labels) for e in spec.endpoints]
         if spec.workloadSelector is not None:
             members = _select(document, spec, workloads, problems)
-        for i, host in enumerate(spec.hosts):
-            other = self.services.get(host)
-            if other is not None:
-                message = f"{host} is already a host of {other.document.source}"
-                problems.append(document.problem(("spec", "hosts", i), message))
-                continue
+        taken = [(i, host) for i, host in enumerate(spec.hosts) if host in self.services]
+        for i, host in taken:
+            message = f"{host} is already a host of {self.services[host].document.source}"
+            problems.append(document.problem(("spec", "hosts", i), message))
+        for host in spec.hosts if not taken else ():
             mine = members
             if spec.resolution == "DNS" and not spec.endpoints and spec.workloadSelector is None:
                 mine = [(WorkloadEntrySpec(address=host.strip("[]")), {})]

@@ -35,6 +35,9 @@ _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True)
 _WORDS |= dict.fromkeys(("false", "False", "FALSE"), False)
 _INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,31})\Z")
 _FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?\Z")
+_ODD_BREAK = re.compile(
+    r"\r(?!\n)|[\x85\u2028\u2029]"
+)  # YAML 1.1 breaks lines at these, 1.2 and editors do not
 _TAG = "tag:yaml.org,2002:"
 
 
@@ -91,6 +94,12 @@ def parse(text: str) -> tuple[Any, Marks]:
 
     Raises Fault. Time and memory are linear in the text, times MAX_NODES at most for aliases.
     """
+    odd = _ODD_BREAK.search(text)
+    if odd:
+        line = text.count("\n", 0, odd.start())
+        raise Fault(
+            line, f"U+{ord(odd.group()):04X} ends a line for some parsers only: escape it in double quotes"
+        )
     try:
         return _parse(text)
     except YAMLError as error:
@@ -98,7 +107,10 @@ def parse(text: str) -> tuple[Any, Marks]:
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error).split("\n")[0]
         context = getattr(error, "context", None)
         line = mark.line if mark is not None else text.count("\n", 0, getattr(error, "position", 0) or 0)
-        raise Fault(line, f"not YAML: {what}{f', {context}' if context else ''}") from None
+        # at the end of the text the parser may stand a line below it
+        raise Fault(
+            min(line, text.count("\n")), f"not YAML: {what}{f', {context}' if context else ''}"
+        ) from None
 
 
 def _parse(text: str) -> tuple[Any, Marks]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from fastproxy.regex import check_regex, check_rewrite
 from fastproxy.resources.fields import (
     MAX_BODY,
     MAX_PATTERN,
@@ -27,25 +27,13 @@ from fastproxy.resources.fields import (
 )
 from fastproxy.resources.model import Metadata, Model, one_of, ours, words
 
-try:
-    from fastproxy.regex import check_regex
-except ImportError:
-
-    def check_regex(pattern: str) -> str | None:
-        """Without the regex compiler: what Python can not parse is refused here, the rest by the plan."""
-        try:
-            re.compile(pattern)
-        except (re.error, RecursionError, OverflowError) as error:
-            return str(error)
-        return None
-
 
 def _regex(value: str) -> str:
     if len(value) > MAX_PATTERN:
         fail(f"longer than {MAX_PATTERN} characters")
     reason = check_regex(value)
     if reason is not None:
-        fail(f"regular expression refused: {reason}")
+        fail(f"refused: {reason}")
     return value
 
 
@@ -245,25 +233,15 @@ class DirectResponse(Model):
         return self
 
 
-def _group_references(value: str) -> str:
-    if re.search(r"\\(?![0-9\\])", value):
-        fail(r"after a backslash stands a group's digit or another backslash")
-    return value
-
-
 class RegexRewrite(Model):
-    match: Regex
-    rewrite: Annotated[Text, AfterValidator(_group_references)]
+    match: Annotated[str, Field(max_length=MAX_PATTERN)]
+    rewrite: Text
 
     @model_validator(mode="after")
-    def _groups(self) -> RegexRewrite:
-        highest = max((int(d) for d in re.findall(r"\\([0-9])", self.rewrite.replace("\\\\", ""))), default=0)
-        try:
-            groups = re.compile(self.match).groups
-        except re.error:
-            return self
-        if highest > groups:
-            fail(f"rewrite names group \\{highest}, match has {groups}")
+    def _program(self) -> RegexRewrite:
+        reason = check_rewrite(self.match, self.rewrite)
+        if reason is not None:
+            fail(f"refused: {reason}")
         return self
 
 

@@ -1,4 +1,4 @@
-"""Documents and their errors: ``# error: field: message`` in a case stands on the line the error must name."""
+"""Documents and their errors: ``# error: field: message`` in a case stands on the line it must name."""
 
 from __future__ import annotations
 

@@ -170,7 +170,9 @@ CLUSTER_S = "outbound|80||s"
         ),
         (
             TO_S
-            + "\n  headers: {request: {set: {X-B: '100%%', X-A: a}}, response: {add: {Y: z}, remove: [Q, p, q]}}",
+            + "\n  headers:"
+            + "\n    request: {set: {X-B: '100%%', X-A: a}}"
+            + "\n    response: {add: {Y: z}, remove: [Q, p, q]}",
             {
                 "headers": {
                     "request": {"set": {"x-a": "a", "x-b": "100%"}},
@@ -378,6 +380,13 @@ def test_listen_opens_the_mesh() -> None:
     tables = compile_text(service("s"), listen="127.0.0.1:8000", to=["127.0.0.1:9001"])
     assert tables["listeners"] == {"mesh": {"address": "127.0.0.1", "port": 8000, "protocol": "HTTP"}}
     assert hosts(tables, "mesh") == {"s": ["default"], "*": ["upstream"]}
+
+
+def test_to_beside_a_service_of_its_name() -> None:
+    loaded = load_texts([("a.yaml", service("upstream").encode())])
+    assert settle(loaded.documents, to=["127.0.0.1:81"])[2] == []
+    with pytest.raises(ValueError, match="a service is named upstream and has port 80"):
+        settle(loaded.documents, to=["127.0.0.1:80"])
 
 
 def test_listen_and_gateway_on_one_address() -> None:
