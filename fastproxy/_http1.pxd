@@ -62,8 +62,8 @@ cdef enum Framing:
     FRAMING_CHUNKED = 2
     FRAMING_CLOSE = 3           # response body ends with the connection
 
-# Known: names the proxy has to know. Field.known holds one of these, or KNOWN_NONE. (Without its name, since Cython
-# takes no named enum as an index, and these are indices of Head.first.)
+# Known: names the proxy has to know. Field.known holds one of these, or KNOWN_NONE. (Without its name, since
+# Cython takes no named enum as an index, and these are indices of Head.first.)
 cdef enum:
     KNOWN_NONE = 0
     KNOWN_NOMINATED = 1         # not a name: a field that Connection names, so hop-by-hop
@@ -134,7 +134,7 @@ cdef struct Head:
     uint8_t scheme_https        # absolute form with https
     Span authority              # host[:port], empty when HTTP/1.0 came without
     Span host                   # authority without the port; brackets of IPv6 kept
-    Span path                   # starts with '/', or '*' of the asterisk form; empty path of absolute form: len 0
+    Span path                   # starts with '/', or '*' of the asterisk form; absolute form may have none
     Span query                  # after '?', without it; at == 0 when there is no '?'
     # framing
     uint8_t framing             # Framing
@@ -165,12 +165,14 @@ cdef int64_t scan_request(const uint8_t *p, size_t n, const Limits *limits, Head
 # `to_head`: the answer to HEAD (no body whatever the fields say). `to_connect` likewise for CONNECT 2xx.
 cdef int64_t scan_response(const uint8_t *p, size_t n, const Limits *limits, bint to_head, bint to_connect,
                            Head *head) noexcept nogil
-# Hash of a field name without regard to case; never 0. plan.py computes the same (fastproxy._http1.field_hash).
+# Hash of a field name without regard to case; never 0. plan.py computes the same
+# (fastproxy._http1.field_hash).
 cdef uint32_t field_hash(const uint8_t *name, size_t n) noexcept nogil
 # Same name, without regard to case. `lower` is lower case already.
 cdef bint name_equals(const uint8_t *name, const uint8_t *lower, size_t n) noexcept nogil
 
-# Framing only: bytes that belong to this body (<= n); c.state == CHUNKED_DONE when it ended there; -1: c.bad says why.
+# Framing only: bytes that belong to this body (<= n); c.state == CHUNKED_DONE when it ended there; -1: c.bad
+# says why.
 cdef int64_t chunked_pass(Chunked *c, const uint8_t *p, size_t n) noexcept nogil
 # As chunked_pass, but stops after the first run of chunk data, which it returns in [*at, *at + *len).
 cdef int64_t chunked_next(Chunked *c, const uint8_t *p, size_t n, size_t *at, size_t *length) noexcept nogil

@@ -1,4 +1,4 @@
-"""HTTP/1.1 parsing as Python sees it: for tests, fuzzing and ``explain``. The core calls the functions of the map.
+"""HTTP/1.1 parsing as Python sees it: for tests, fuzzing and ``explain``. The core uses the map.
 
 A result that is an ``int`` is ``0`` (need more bytes) or minus a number of ``BAD`` (refused). RFC 9112.
 """

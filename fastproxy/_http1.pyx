@@ -1,8 +1,8 @@
 # HTTP/1.1 heads, chunked coding and paths. The map is _http1.pxd; searches over bytes are in scan.h.
 #
-# A head is read in two steps: lines (_fields; what each byte may be) and meaning (_finish_*; what the fields say
-# together). A head that comes in pieces is read from its start again, so a scan must give the same answer for every
-# prefix that already holds the fault: checks are made in the order of the bytes.
+# A head is read in two steps: lines (_fields; what each byte may be) and meaning (_finish_*; what the fields
+# say together). A head that comes in pieces is read from its start again, so a scan must give the same answer
+# for every prefix that already holds the fault: checks are made in the order of the bytes.
 
 from libc.string cimport memcmp, memcpy, memset
 from libc.stdint cimport INT64_MAX
@@ -41,9 +41,10 @@ cdef enum:
 
 # Names of enum Known from KNOWN_CONNECTION on, in its order.
 KNOWN_NAMES = (
-    b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade", b"http2-settings",
-    b"content-length", b"host", b"expect", b"trailer", b"via", b"x-forwarded-for", b"x-forwarded-proto",
-    b"x-forwarded-host", b"forwarded", b"x-request-id", b"date", b"server", b"cookie", b"user-agent", b"location",
+    b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade",
+    b"http2-settings", b"content-length", b"host", b"expect", b"trailer", b"via", b"x-forwarded-for",
+    b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-request-id", b"date", b"server", b"cookie",
+    b"user-agent", b"location",
 )
 
 cdef struct Name:               # first and last 8 bytes tell any two names of up to 16 bytes apart
@@ -56,14 +57,14 @@ cdef Name names[KNOWN_COUNT]    # [Known]
 cdef uint8_t name_slot[256]     # [top byte of the hash] -> Known
 
 cdef enum:                      # sets of Known, one bit each
-    HOP_BY_HOP = ((1 << KNOWN_CONNECTION) | (1 << KNOWN_KEEP_ALIVE) | (1 << KNOWN_PROXY_CONNECTION) | (1 << KNOWN_TE)
-                  | (1 << KNOWN_UPGRADE) | (1 << KNOWN_HTTP2_SETTINGS))
-    # Connection may not take these away: they frame or route the message, carry who asks, or the proxy relies on
-    # them (RFC 9110 §7.6.1: not for fields meant for all recipients).
-    PROTECTED = ((1 << KNOWN_TRANSFER_ENCODING) | (1 << KNOWN_CONTENT_LENGTH) | (1 << KNOWN_HOST) | (1 << KNOWN_EXPECT)
-                 | (1 << KNOWN_VIA) | (1 << KNOWN_X_FORWARDED_FOR) | (1 << KNOWN_X_FORWARDED_PROTO)
-                 | (1 << KNOWN_X_FORWARDED_HOST) | (1 << KNOWN_FORWARDED) | (1 << KNOWN_X_REQUEST_ID)
-                 | (1 << KNOWN_COOKIE))
+    HOP_BY_HOP = ((1 << KNOWN_CONNECTION) | (1 << KNOWN_KEEP_ALIVE) | (1 << KNOWN_PROXY_CONNECTION)
+                  | (1 << KNOWN_TE) | (1 << KNOWN_UPGRADE) | (1 << KNOWN_HTTP2_SETTINGS))
+    # Connection may not take these away: they frame or route the message, carry who asks, or the proxy relies
+    # on them (RFC 9110 §7.6.1: not for fields meant for all recipients).
+    PROTECTED = ((1 << KNOWN_TRANSFER_ENCODING) | (1 << KNOWN_CONTENT_LENGTH) | (1 << KNOWN_HOST)
+                 | (1 << KNOWN_EXPECT) | (1 << KNOWN_VIA) | (1 << KNOWN_X_FORWARDED_FOR)
+                 | (1 << KNOWN_X_FORWARDED_PROTO) | (1 << KNOWN_X_FORWARDED_HOST) | (1 << KNOWN_FORWARDED)
+                 | (1 << KNOWN_X_REQUEST_ID) | (1 << KNOWN_COOKIE))
 
 
 cdef int _fill_names() except -1:
@@ -102,7 +103,8 @@ cdef bint name_equals(const uint8_t *name, const uint8_t *lower, size_t n) noexc
 
 
 cdef inline uint32_t _known(const uint8_t *name, size_t n, uint64_t a, uint64_t b, uint32_t h) noexcept nogil:
-    # Exact although folded: no tchar but a letter becomes a letter, and '-' and digits come from controls only.
+    # Exact although folded: no tchar but a letter becomes a letter, and '-' and digits come from controls
+    # only.
     cdef uint32_t k = name_slot[h >> 24]
     if k == 0 or names[k].len != n or names[k].head != a or names[k].tail != b:
         return KNOWN_NONE
@@ -120,10 +122,10 @@ cdef inline int _crlf(const uint8_t *q, const uint8_t *end) noexcept nogil:
     return 2 if q[0] == CR and q[1] == LF else -BAD_LINE
 
 
-# Reads field lines and the empty line from `q`. Bytes of the head, NEED, or minus a Bad. `seen` and `repeated`
-# become sets of Known.
-cdef inline int64_t _fields(const uint8_t *p, const uint8_t *q, const uint8_t *end, const Limits *limits, Head *head,
-                            uint32_t *seen, uint32_t *repeated) noexcept nogil:
+# Reads field lines and the empty line from `q`. Bytes of the head, NEED, or minus a Bad. `seen` and
+# `repeated` become sets of Known.
+cdef inline int64_t _fields(const uint8_t *p, const uint8_t *q, const uint8_t *end, const Limits *limits,
+                            Head *head, uint32_t *seen, uint32_t *repeated) noexcept nogil:
     cdef uint32_t count = 0, k, h, once = 0, again = 0
     cdef uint32_t most = limits.fields if limits.fields < MAX_FIELDS else MAX_FIELDS
     cdef bint portable = limits.portable
@@ -249,7 +251,8 @@ cdef inline void _clear(Head *head, const uint8_t *p) noexcept nogil:
     head.base = p
 
 
-cdef inline int64_t _request(const uint8_t *p, const uint8_t *end, const Limits *limits, Head *head) noexcept nogil:
+cdef inline int64_t _request(const uint8_t *p, const uint8_t *end, const Limits *limits,
+                             Head *head) noexcept nogil:
     cdef const uint8_t *q = p
     cdef const uint8_t *t
     cdef const uint8_t *query = NULL
@@ -323,7 +326,7 @@ cdef inline int64_t _response(const uint8_t *p, const uint8_t *end, const Limits
     cdef const uint8_t *q = p
     cdef uint32_t seen = 0, repeated = 0
     cdef int64_t length
-    cdef int r, i
+    cdef int r, _i
     _clear(head, p)
     r = _version(q, end, &head.minor)
     if r <= 0:
@@ -334,7 +337,7 @@ cdef inline int64_t _response(const uint8_t *p, const uint8_t *end, const Limits
     if q[0] != SP:
         return -BAD_LINE if q[0] == LF or q[0] == CR else -BAD_VERSION
     q += 1
-    for i in range(3):
+    for _i in range(3):
         if q == end:
             return NEED
         if <uint8_t>(q[0] - c'0') > 9:
@@ -365,7 +368,8 @@ cdef inline int64_t _response(const uint8_t *p, const uint8_t *end, const Limits
 
 cdef int64_t scan_response(const uint8_t *p, size_t n, const Limits *limits, bint to_head, bint to_connect,
                            Head *head) noexcept nogil:
-    cdef int64_t r = _response(p, p + (n if n < limits.head else limits.head), limits, to_head, to_connect, head)
+    cdef const uint8_t *end = p + (n if n < limits.head else limits.head)
+    cdef int64_t r = _response(p, end, limits, to_head, to_connect, head)
     if r == NEED and n >= limits.head:
         return -BAD_HEAD_SIZE
     return r

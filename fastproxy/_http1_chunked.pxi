@@ -4,8 +4,8 @@
 #     '-;-> EXT_NAME -;-> EXT_NAME, -=-> EXT_VALUE -token-> EXT_TOKEN | -"-> QUOTED (-\-> ESCAPE) -"-> EXT_END
 #   TRAILER -CR-> END_LF -> DONE;  TRAILER -tchar-> NAME -:-> VALUE -CR-> VALUE_LF -> TRAILER
 #
-# Stricter than the RFC in one place: white space around ';' and '=' is refused, since it is what lenient and strict
-# parsers read differently (a sender may not generate it).
+# Stricter than the RFC in one place: white space around ';' and '=' is refused, since it is what lenient and
+# strict parsers read differently (a sender may not generate it).
 
 cdef enum:
     MAX_SIZE_LINE = 256
@@ -34,10 +34,10 @@ cdef enum:
 
 # RFC 9110 §6.5.1: what frames, routes, authenticates, or says how to read the body may not come after it.
 NO_TRAILERS = (
-    b"transfer-encoding", b"content-length", b"trailer", b"te", b"connection", b"keep-alive", b"proxy-connection",
-    b"upgrade", b"http2-settings", b"host", b"via", b"forwarded", b"x-forwarded-for", b"x-forwarded-proto",
-    b"x-forwarded-host", b"x-request-id", b"expect", b"max-forwards", b"authorization", b"proxy-authorization",
-    b"cookie", b"set-cookie", b"content-encoding", b"content-type", b"content-range",
+    b"transfer-encoding", b"content-length", b"trailer", b"te", b"connection", b"keep-alive",
+    b"proxy-connection", b"upgrade", b"http2-settings", b"host", b"via", b"forwarded", b"x-forwarded-for",
+    b"x-forwarded-proto", b"x-forwarded-host", b"x-request-id", b"expect", b"max-forwards", b"authorization",
+    b"proxy-authorization", b"cookie", b"set-cookie", b"content-encoding", b"content-type", b"content-range",
 )
 
 cdef uint8_t no_trailer[32][24]
@@ -171,7 +171,8 @@ cdef inline int _extension_or_end(Chunked *c, uint8_t b) noexcept nogil:
 
 
 # `at` is NULL when only the framing is wanted.
-cdef inline int64_t _chunked(Chunked *c, const uint8_t *p, size_t n, size_t *at, size_t *length) noexcept nogil:
+cdef inline int64_t _chunked(Chunked *c, const uint8_t *p, size_t n, size_t *at,
+                             size_t *length) noexcept nogil:
     cdef size_t i = 0, run
     cdef int bad
     if c.bad:

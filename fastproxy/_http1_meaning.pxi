@@ -1,10 +1,10 @@
-# What the fields of a head say together: Connection, TE, framing, Host. Called once all lines are read, except
-# _target, which has what it needs after the request line.
+# What the fields of a head say together: Connection, TE, framing, Host. Called once all lines are read,
+# except _target, which has what it needs after the request line.
 
 # ---- lists in values: Connection, TE, Transfer-Encoding ----
 
-# Next element of a list in [q, end), commas and white space skipped: NULL at the end. *n is its length without
-# white space at its end.
+# Next element of a list in [q, end), commas and white space skipped: NULL at the end. *n is its length
+# without white space at its end.
 cdef const uint8_t *_element(const uint8_t **at, const uint8_t *end, size_t *n) noexcept nogil:
     cdef const uint8_t *q = at[0]
     cdef const uint8_t *start
@@ -162,8 +162,8 @@ cdef inline int _lengths(Head *head, uint32_t seen, uint32_t repeated) noexcept 
 
 # ---- host and target: RFC 9112 §3.2, RFC 3986 §3.2.2 ----
 
-# Splits host[:port]; 0, or -1: malformed. Stricter than RFC 3986 where no DNS name needs more: no percent escapes,
-# no comma (two Host fields joined), no IPvFuture, no zone. `need_port` for CONNECT.
+# Splits host[:port]; 0, or -1: malformed. Stricter than RFC 3986 where no DNS name needs more: no percent
+# escapes, no comma (two Host fields joined), no IPvFuture, no zone. `need_port` for CONNECT.
 cdef int _authority(const uint8_t *p, size_t n, bint need_port, size_t *host) noexcept nogil:
     cdef const uint8_t *end = p + n
     cdef const uint8_t *q
@@ -195,9 +195,9 @@ cdef int _authority(const uint8_t *p, size_t n, bint need_port, size_t *host) no
     return 0 if port and port <= 65535 else -1
 
 
-# Host: one, well formed, and there in HTTP/1.1 (RFC 9112 §3.2). An http URI has a host (RFC 9110 §4.2.1), so an empty
-# Host passes only where it does not make the URI: beside an absolute or authority target, for `OPTIONS *`, and in
-# HTTP/1.0, where it is as good as none.
+# Host: one, well formed, and there in HTTP/1.1 (RFC 9112 §3.2). An http URI has a host (RFC 9110 §4.2.1), so
+# an empty Host passes only where it does not make the URI: beside an absolute or authority target, for
+# `OPTIONS *`, and in HTTP/1.0, where it is as good as none.
 cdef inline int _host(Head *head, uint32_t seen, uint32_t repeated) noexcept nogil:
     cdef const Field *field
     cdef size_t host = 0
@@ -219,7 +219,8 @@ cdef inline int _host(Head *head, uint32_t seen, uint32_t repeated) noexcept nog
 
 
 # What the target is, RFC 9112 §3.2. `query` is after '?', or NULL.
-cdef inline int _target(Head *head, const uint8_t *t, const uint8_t *end, const uint8_t *query) noexcept nogil:
+cdef inline int _target(Head *head, const uint8_t *t, const uint8_t *end,
+                        const uint8_t *query) noexcept nogil:
     cdef const uint8_t *p = head.base
     cdef const uint8_t *path = t
     cdef const uint8_t *stop = end
@@ -295,9 +296,10 @@ cdef inline int _finish_request(Head *head, uint32_t seen, uint32_t repeated) no
     return 0
 
 
-# Whose body an answer has, RFC 9112 §6.3. Where no body can be, a length that says otherwise is one that two parsers
-# read differently: refused. `Content-Length: 0` beside 204 is common and harmless, but may not be sent (RFC 9110 §8.6):
-# it becomes a field that is not forwarded. A tunnel's answer has neither (RFC 9110 §9.3.6: the client ignores both).
+# Whose body an answer has, RFC 9112 §6.3. Where no body can be, a length that says otherwise is one that two
+# parsers read differently: refused. `Content-Length: 0` beside 204 is common and harmless, but may not be
+# sent (RFC 9110 §8.6): it becomes a field that is not forwarded. A tunnel's answer has neither (RFC 9110
+# §9.3.6: the client ignores both).
 cdef inline int _finish_response(Head *head, uint32_t seen, uint32_t repeated, bint to_head,
                                  bint to_connect) noexcept nogil:
     cdef bint bodiless = head.status < 200 or head.status == 204

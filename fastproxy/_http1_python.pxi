@@ -11,14 +11,16 @@ BAD = {
     "LENGTH": BAD_LENGTH, "CODING": BAD_CODING, "CODING_UNKNOWN": BAD_CODING_UNKNOWN, "HOST": BAD_HOST,
     "CHUNK": BAD_CHUNK, "TRAILER": BAD_TRAILER, "HEAD_SIZE": BAD_HEAD_SIZE, "FIELD_COUNT": BAD_FIELD_COUNT,
     "TARGET_SIZE": BAD_TARGET_SIZE, "VERSION_MAJOR": BAD_VERSION_MAJOR, "STATUS": BAD_STATUS,
-    "NOMINATED": BAD_NOMINATED, "PATH": BAD_PATH, "LENGTH_REQUIRED": BAD_LENGTH_REQUIRED, "UPGRADE": BAD_UPGRADE,
+    "NOMINATED": BAD_NOMINATED, "PATH": BAD_PATH, "LENGTH_REQUIRED": BAD_LENGTH_REQUIRED,
+    "UPGRADE": BAD_UPGRADE,
 }
 KNOWN = {name.decode(): i for i, name in enumerate(KNOWN_NAMES, KNOWN_CONNECTION)}
 NOMINATED = KNOWN_NOMINATED
 FRAMING = ("none", "length", "chunked", "close")
 FORM = ("origin", "absolute", "authority", "asterisk")
 FLAGS = {
-    "close": HEAD_CONNECTION_CLOSE, "keep-alive": HEAD_CONNECTION_KEEP_ALIVE, "upgrade": HEAD_CONNECTION_UPGRADE,
+    "close": HEAD_CONNECTION_CLOSE, "keep-alive": HEAD_CONNECTION_KEEP_ALIVE,
+    "upgrade": HEAD_CONNECTION_UPGRADE,
     "nominated": HEAD_NOMINATED, "expect-continue": HEAD_EXPECT_CONTINUE, "te-trailers": HEAD_TE_TRAILERS,
     "hop-by-hop": HEAD_HOP_BY_HOP,
 }
@@ -82,8 +84,8 @@ def parse_request(data, *, head=61440, fields=100, target=16384, portable=False)
         if r <= 0:
             return r
         return Request(
-            r, _span(&h, h.method), h.method_id, _span(&h, h.target), FORM[h.form], h.minor, bool(h.scheme_https),
-            _span(&h, h.authority), _span(&h, h.host), _span(&h, h.path),
+            r, _span(&h, h.method), h.method_id, _span(&h, h.target), FORM[h.form], h.minor,
+            bool(h.scheme_https), _span(&h, h.authority), _span(&h, h.host), _span(&h, h.path),
             _span(&h, h.query) if h.query.at else None, FRAMING[h.framing],
             h.content_length if h.has_content_length else None, _flags(&h), _lines(&h), _first(&h),
         )
@@ -128,7 +130,7 @@ cdef class ChunkedReader:
         return -self.c.bad if r < 0 else r
 
     def feed(self, data):
-        """``(bytes of data that belong to this body, or minus a Bad; the content in them)`` (``chunked_next``)."""
+        """``(bytes that belong to this body, or minus a Bad; the content in them)`` (``chunked_next``)."""
         cdef Py_buffer view
         cdef int64_t r = 0
         cdef size_t used = 0, at = 0, length = 0

@@ -1,7 +1,7 @@
 /* Byte searches of the HTTP/1.1 parser: each with SSE2 or NEON, and a portable twin that the tests run too.
  *
- * No function reads at or after `end`: a message may end at an unreadable page. The last bytes before `end`, where
- * 16 would not fit, are therefore always done by the twin. FASTPROXY_PORTABLE leaves only the twins.
+ * No function reads at or after `end`: a message may end at an unreadable page. The last bytes before `end`,
+ * where 16 would not fit, are therefore always done by the twin. FASTPROXY_PORTABLE leaves only the twins.
  */
 #ifndef FASTPROXY_SCAN_H
 #define FASTPROXY_SCAN_H
@@ -34,10 +34,11 @@
 #define FP_ANY7(c, a, b, d, e, f, g, h) \
     ((c) == (a) || (c) == (b) || (c) == (d) || (c) == (e) || (c) == (f) || (c) == (g) || (c) == (h))
 #define FP_TOKEN(c) \
-    (FP_ALNUM(c) || FP_ANY7(c, '!', '#', '$', '%', '&', '\'', '*') || FP_ANY7(c, '+', '-', '.', '^', '_', '`', '|') \
-     || (c) == '~')
+    (FP_ALNUM(c) || FP_ANY7(c, '!', '#', '$', '%', '&', '\'', '*') \
+     || FP_ANY7(c, '+', '-', '.', '^', '_', '`', '|') || (c) == '~')
 #define FP_HOST(c) \
-    (FP_UNRESERVED(c) || FP_ANY7(c, '!', '$', '&', '\'', '(', ')', '*') || (c) == '+' || (c) == ';' || (c) == '=')
+    (FP_UNRESERVED(c) || FP_ANY7(c, '!', '$', '&', '\'', '(', ')', '*') || (c) == '+' || (c) == ';' \
+     || (c) == '=')
 #define FP_C(c) \
     (uint8_t)((FP_TOKEN(c) ? FP_IS_TOKEN : 0) | (((c) >= 32 && (c) != 127) || (c) == 9 ? FP_IS_VALUE : 0) \
               | ((c) > 32 && (c) < 127 && (c) != '#' ? FP_IS_TARGET : 0) | (FP_HOST(c) ? FP_IS_HOST : 0) \
@@ -90,8 +91,8 @@ static inline uint64_t fp_tail_word(const uint8_t *p, size_t n, uint64_t head)
     return n >= 8 ? fp_load(p + n - 8) : head;
 }
 
-/* `a` and `b` are folded by |FP_FOLD. The last multiplier was searched so that the top bytes of all names of enum
- * Known differ: they index its table. */
+/* `a` and `b` are folded by |FP_FOLD. The last multiplier was searched so that the top bytes of all names of
+ * enum Known differ: they index its table. */
 static inline uint32_t fp_hash_words(uint64_t a, uint64_t b, size_t n)
 {
     uint64_t h = a * 0x9e3779b97f4a7c15ull;
@@ -167,7 +168,7 @@ static inline const uint8_t *fp_value_end(const uint8_t *p, const uint8_t *end, 
     return fp_class_end(p, end, FP_IS_VALUE);
 }
 
-/* First byte that is not tchar. The wide form knows letters, digits and '-', which is all that common names have. */
+/* First byte that is not tchar. The wide form knows letters, digits and '-': all that common names have. */
 static inline const uint8_t *fp_token_end(const uint8_t *p, const uint8_t *end, int portable)
 {
 #if FP_WIDE
@@ -211,8 +212,8 @@ static inline const uint8_t *fp_target_end(const uint8_t *p, const uint8_t *end,
     return p;
 }
 
-/* First byte of a path that may need normalising: '%', '\', or a '/' or '.' that follows a '/'. `p` is after a '/'
- * when `slash`. */
+/* First byte of a path that may need normalising: '%', '\', or a '/' or '.' that follows a '/'. `slash`: the
+ * byte before `p` is one. */
 static inline const uint8_t *fp_path_odd(const uint8_t *p, const uint8_t *end, int slash, int portable)
 {
 #if FP_WIDE
@@ -222,7 +223,8 @@ static inline const uint8_t *fp_path_odd(const uint8_t *p, const uint8_t *end, i
             fp_block v = fp_get(p);
             fp_mask s = fp_bits(fp_eq(v, '/'));
             fp_mask after = (s << FP_MASK_STEP) | carry;
-            fp_mask m = fp_bits(fp_either(fp_eq(v, '%'), fp_eq(v, '\\'))) | (after & (s | fp_bits(fp_eq(v, '.'))));
+            fp_mask m = fp_bits(fp_either(fp_eq(v, '%'), fp_eq(v, '\\')));
+            m |= after & (s | fp_bits(fp_eq(v, '.')));
             if (m)
                 return p + fp_first(m);
             carry = s >> (15 * FP_MASK_STEP);
