@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -81,8 +80,6 @@ def run(row: Row, port: int, seconds: float, folder: Path, rate: float = 0.0) ->
     argv = _client(row, mode, port, row.conns, seconds, folder)
     if mode == "open":
         argv.append(str(rate))
-        if shutil.which("chrt") and os.geteuid() == 0:
-            argv = ["chrt", "-f", "10", *argv]  # so that the agent's work on this core is not in the latency
     return _counted(json.loads(_run(argv, seconds).splitlines()[-1]))
 
 

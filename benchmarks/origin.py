@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 import struct
 from pathlib import Path
 from typing import NamedTuple
@@ -38,15 +37,6 @@ class Origin:
     def counters(self) -> Counters:
         """Requests, upload bytes and connections so far."""
         return Counters(*struct.unpack_from("=3Q", self._stats))
-
-    def prefer(self, on: bool) -> bool:
-        """Real-time priority on or off; False where that is not allowed."""
-        policy, level = (os.SCHED_FIFO, 10) if on else (os.SCHED_OTHER, 0)
-        try:
-            os.sched_setscheduler(self._process.pid, policy, os.sched_param(level))
-        except PermissionError:
-            return False
-        return True
 
     def alive(self) -> bool:
         return self._process.poll() is None

@@ -51,13 +51,11 @@ def compile_c() -> None:
         subprocess.run([compiler, "-O2", "-Wall", "-Wextra", "-o", str(program), str(source)], check=True)
 
 
-def spawn(argv: list[str], core: int, log: Path, *, priority: int = 0) -> subprocess.Popen[bytes]:
-    """Start a program on one core; it gets SIGTERM if we die first. ``priority`` > 0 is SCHED_FIFO."""
+def spawn(argv: list[str], core: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start a program on one core; it gets SIGTERM if we die first."""
     wrap = []
     if shutil.which("setpriv"):
         wrap += ["setpriv", "--pdeathsig", "TERM", "--"]
-    if priority and shutil.which("chrt") and os.geteuid() == 0:
-        wrap += ["chrt", "-f", str(priority)]
     if shutil.which("taskset"):
         wrap += ["taskset", "-c", str(core)]
     with open(log, "ab") as out:
@@ -107,6 +105,14 @@ def pin(pids: Iterable[int], core: int) -> None:
     for pid in pids:
         for task in _tasks(pid):
             os.sched_setaffinity(int(task), {core})
+
+
+def yield_core(pids: Iterable[int]) -> None:
+    """Every thread of these processes, and what they start from now on, gives way to any other at once
+    (SCHED_IDLE)."""
+    for pid in pids:
+        for task in _tasks(pid):
+            os.sched_setscheduler(int(task), os.SCHED_IDLE, os.sched_param(0))
 
 
 def cpu_ns(pids: Iterable[int]) -> int:

@@ -166,8 +166,8 @@ def markdown(results: Results, charts: list[str]) -> str:
         "## Latency at a fixed rate",
         "",
         "Half of the requests per second that each proxy reached in a closed loop, counted from the time a "
-        "request was due. Load and origin have real-time priority where that is allowed, so that the agent's "
-        "work on their core does not show as the proxy's latency.",
+        "request was due. fastproxy's agent shares a core with load and origin; it runs at idle priority here, "
+        "so that its work does not delay them and show as the proxy's latency.",
         "",
         *open_lines(results),
         "## Memory: PSS in MB",

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
 import tempfile
 import threading
 import time
@@ -22,7 +23,7 @@ from benchmarks.load import Failed
 from benchmarks.origin import Origin
 from benchmarks.peers import PEERS, Peer, Upstream
 from benchmarks.peers.fastproxy import Fastproxy
-from benchmarks.process import BUILD, ROOT, Cores, compile_c, cores, settle_on
+from benchmarks.process import BUILD, ROOT, Cores, compile_c, cores, settle_on, yield_core
 from benchmarks.scenarios import GROUPS, ROWS, Row, Setup
 
 Sample = dict[str, Any]
@@ -153,13 +154,10 @@ class Run:
             closed = dataclasses.replace(row, load="wrk")
             self.rates[peer.name] = load.run(closed, peer.port, 1, self.folder).requests / 2
         rate = self.rates[peer.name]
-        preferred = self.origin.prefer(True)
-        try:
-            with self.swapping(peer) if row.load == "swaps" else contextlib.nullcontext() as swaps:
-                sample = self.counted(peer, row, rate)
-        finally:
-            self.origin.prefer(False)
-        sample |= {"rate": rate, "realtime": preferred}
+        yield_core(peer.agent_pids())  # it shares its core with load and origin, whose delays would count
+        with self.swapping(peer) if row.load == "swaps" else contextlib.nullcontext() as swaps:
+            sample = self.counted(peer, row, rate)
+        sample["rate"] = rate
         if swaps is not None:
             if swaps["failed"]:
                 raise Failed(swaps["failed"])
@@ -176,6 +174,7 @@ class Run:
         ended = threading.Event()
 
         def swap() -> None:
+            os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
             due = time.monotonic()
             while not ended.is_set():
                 began = time.monotonic()
