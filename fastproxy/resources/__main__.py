@@ -22,12 +22,13 @@ Answer, a map::
     problem = {file, line, field, message, kind, namespace, name}
     row = [kind, namespace, name, file, line, text]
 
-Exit status 0 with an answer, also one with problems; anything else is a crash, told on standard error.
+Exit status 0 at the end of input; anything else is a crash, told on standard error.
 ``problems`` empty means that every document that was read is in the tables.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from typing import Any
@@ -36,7 +37,7 @@ import msgpack
 
 from fastproxy.resources.compile import settle
 from fastproxy.resources.documents import Row
-from fastproxy.resources.load import Loaded, load, load_texts, merge_last_good
+from fastproxy.resources.load import load_both, merge_last_good
 
 MAX_REQUEST = 256 * 1024 * 1024
 
@@ -44,10 +45,8 @@ MAX_REQUEST = 256 * 1024 * 1024
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to one request, both as in the module's text."""
     previous = [Row(*row) for row in request.get("previous", [])]
-    loaded = load(request["path"]) if request.get("path") else Loaded([], [])
-    more = load_texts((name, data) for name, data in request.get("texts", []))
-    loaded = Loaded(loaded.documents + more.documents, loaded.problems + more.problems)
-    merged = merge_last_good(loaded, previous)
+    texts = [(name, data) for name, data in request.get("texts", [])]
+    merged = merge_last_good(load_both(request.get("path", ""), texts), previous)
     try:
         tables, documents, problems = settle(
             merged.documents,
@@ -67,11 +66,13 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> int:
     requests = msgpack.Unpacker(max_buffer_size=MAX_REQUEST)
+    gc.disable()  # a large reading would spend half of its time walking what is not garbage
     while data := os.read(sys.stdin.fileno(), 1 << 20):
         requests.feed(data)
         for request in requests:
             sys.stdout.buffer.write(msgpack.packb(answer(request)))
             sys.stdout.buffer.flush()
+            gc.collect()
     return 0
 
 

@@ -27,6 +27,13 @@ def load_texts(texts: Iterable[tuple[str, bytes]]) -> Loaded:
     return _read(*read_texts(texts))
 
 
+def load_both(path: str, texts: Iterable[tuple[str, bytes]]) -> Loaded:
+    """Files of a path, "" for none, and texts after them."""
+    chunks, problems = read_path(path) if path else ([], [])
+    more, bad = read_texts(texts)
+    return _read(chunks + more, problems + bad)
+
+
 def _read(chunks: list[Chunk], problems: list[Problem]) -> Loaded:
     documents: list[Document] = []
     first: dict[Identity, Document] = {}

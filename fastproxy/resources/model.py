@@ -30,7 +30,7 @@ def ours(value: Any, info: ValidationInfo) -> Any:
 
 def one_of(model: Model, *names: str) -> str:
     """The one of these fields that is given; anything else is an error."""
-    given = [n for n in names if n in model.model_fields_set]
+    given = sorted(model.model_fields_set.intersection(names), key=names.index)
     if len(given) != 1:
         options = ", ".join(names)
         fail(f"exactly one of {options} is needed" + (f", not {' and '.join(given)}" if given else ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -173,6 +174,36 @@ def test_process(tmp_path: Path) -> None:
     assert ask({"listen": "nonsense"}) == {
         "error": "'nonsense' is not HOST:PORT (port 1 to 65535) or unix:///path"
     }
+
+
+def test_process_answers_request_by_request() -> None:
+    """It stays while its standard input is open, so that a burst of changes pays for one start."""
+    command = [sys.executable, "-m", "fastproxy.resources"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        answers = msgpack.Unpacker()
+        for code in (200, 201):
+            child.stdin.write(msgpack.packb({"texts": [["f", virtual("v", status(code)).encode()]]}))
+            child.stdin.flush()
+            got = None
+            while got is None:
+                data = os.read(child.stdout.fileno(), 1 << 16)
+                assert data
+                answers.feed(data)
+                got = next(iter(answers), None)
+            assert got["tables"]["routes"]["mesh v"]["routes"][0]["direct"]["status"] == code
+        child.stdin.close()
+        assert child.wait(timeout=30) == 0
+
+
+def test_path_and_texts_share_one_name_space(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(virtual("v", status(200)))
+    got = answer({"path": str(tmp_path), "texts": [["b", virtual("v", status(201)).encode()]]})
+    assert got["tables"]["routes"]["mesh v"]["routes"][0]["direct"]["status"] == 200
+    assert [p["message"] for p in got["problems"]] == [
+        f"VirtualService default/v is defined twice, first at {tmp_path}/a.yaml:3"
+    ]
 
 
 def test_ten_thousand_routes_in_a_few_seconds(tmp_path: Path) -> None:
