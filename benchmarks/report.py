@@ -166,7 +166,7 @@ def markdown(results: Results, charts: list[str]) -> str:
         "## Latency at a fixed rate",
         "",
         "Half of the requests per second that each proxy reached in a closed loop, counted from the time a "
-        "request was due. fastproxy's agent shares a core with load and origin; it runs at idle priority here, "
+        "request was due. fastproxy's agent shares a core with load and origin; its priority is idle here "
         "so that its work does not delay them and show as the proxy's latency.",
         "",
         *open_lines(results),
