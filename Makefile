@@ -35,7 +35,7 @@ test: build peers
 lint: build
 	@echo "lint: ruff format";  $(PY) -m ruff format -q --check .
 	@echo "lint: ruff check";   $(PY) -m ruff check -q .
-	@echo "lint: cython-lint";  PATH=$(CURDIR)/.venv/bin:$$PATH cython-lint fastproxy
+	@echo "lint: cython-lint";  $(PY) .ci/lint_cython.py fastproxy
 	@echo "lint: mypy";         $(PY) -m mypy --no-error-summary $(TYPED)
 	@echo "lint: stubtest";     $(PY) -m mypy.stubtest --concise --ignore-disjoint-bases \
 	  --ignore-unused-allowlist --allowlist .ci/stubtest-allowlist $(STUBBED) || { echo "lint: stubtest failed"; exit 1; }
