@@ -63,16 +63,16 @@ def test_ipv6(origin: Origin) -> None:
         while part := sock.recv(65536):
             data += part
         told = json.loads(data.partition(b"\r\n\r\n")[2])
-        assert dict(told["headers"])["X-Forwarded-For".lower()] == "::1"
+        assert {n.lower(): v for n, v in told["headers"]}["x-forwarded-for"] == "::1"
         proxy.pooled = True
 
 
 def test_several_endpoints() -> None:
-    """--to with a list: requests go to all of them in turn."""
+    """--to with a list: each gets its part of 60 requests."""
     with Origin("a") as a, Origin("b") as b, Proxy(to=[a.address, b.address]) as proxy:
         with proxy.client() as client:
-            names = [json.loads(client.request().body)["name"] for _ in range(20)]
-        assert sorted(names) == ["a"] * 10 + ["b"] * 10
+            names = [json.loads(client.request().body)["name"] for _ in range(60)]
+        assert min(names.count("a"), names.count("b")) >= 10
 
 
 def test_another_endpoint_when_one_refuses() -> None:

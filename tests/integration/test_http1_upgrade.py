@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 
@@ -191,16 +192,13 @@ def test_websocket(websocket: Proxy) -> None:
 def test_many_websockets(websocket: Proxy) -> None:
     """Tunnels side by side do not mix their bytes, and all of them are released."""
     websocket.touched = True
-    sockets = [connect(f"ws://{websocket.address}/{n}") for n in range(20)]
-    try:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(connect(f"ws://{websocket.address}/{n}")) for n in range(20)]
         assert websocket.gauges()["exchanges"] == 20
         for number, socket in enumerate(sockets):
             socket.send(f"I am {number}")
         for number, socket in enumerate(sockets):
             assert socket.recv(timeout=10) == f"I am {number}"
-    finally:
-        for socket in sockets:
-            socket.close()
     websocket.wait_gauge("exchanges", 0)
     websocket.wait_gauge("upstream_connections", 0)
 

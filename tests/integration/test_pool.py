@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import threading
 import time
 
@@ -9,7 +10,24 @@ import pytest
 
 from tests.support.client import Client, head
 from tests.support.proxy import Proxy
-from tests.support.upstream import OK, Connection, Upstream
+from tests.support.upstream import OK, Connection, Script, Upstream
+
+
+def serve_until(go: threading.Event, end: str) -> Script:
+    """Serves each connection until ``go``, which ends one of them, idle or with an unread request."""
+
+    def script(conn: Connection) -> None:
+        while True:
+            conn.request()
+            conn.send(OK)
+            while not go.is_set() and not select.select([conn.sock], [], [], 0.0005)[0]:
+                pass
+            if go.is_set():
+                go.clear()
+                getattr(conn, end)()
+                return
+
+    return script
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "POST"])
@@ -41,20 +59,12 @@ def test_connection_that_ends_as_the_request_comes(
     """Issue, item 4: a pooled connection whose end crosses the request, of which nothing was consumed,
     is replaced by a fresh one, so that an upstream's idle timeout never shows as a 503."""
     go = threading.Event()
-
-    def script(conn: Connection) -> None:
-        conn.request()
-        conn.send(OK)
-        assert go.wait(5)
-        getattr(conn, end)()
-
-    upstream.script(script)
+    upstream.script(serve_until(go, end))
     body = b"x" * 10 if method == "POST" else None
     for _ in range(30):
         assert client.request(method, "/", body=body).status == 200
         go.set()
         assert client.request(method, "/", body=body).status == 200
-        go.clear()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -120,14 +130,7 @@ def test_retry_sends_the_whole_request(client: Client, upstream: Upstream) -> No
     """The request on the fresh connection is the same, head and body, byte for byte."""
 
     go = threading.Event()
-
-    def script(conn: Connection) -> None:
-        conn.request()
-        conn.send(OK)
-        assert go.wait(5)
-        conn.drop()
-
-    upstream.script(script)
+    upstream.script(serve_until(go, "drop"))
     body = bytes(range(256)) * 16
     data = head("POST", "/again?x=1", [("X-A", "b"), ("Content-Length", str(len(body)))]) + body
     for _ in range(10):
@@ -135,7 +138,6 @@ def test_retry_sends_the_whole_request(client: Client, upstream: Upstream) -> No
         go.set()
         client.send(data)
         assert client.response().status == 200
-        go.clear()
         request = upstream.requests[-1]
         assert (request.target, request.body, request.get("x-a")) == ("/again?x=1", body, "b")
 

@@ -16,7 +16,6 @@ from tests.support.upstream import OK, Connection, Upstream, answer
 
 MALFORMED: dict[str, bytes] = {
     "not HTTP": b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
-    "no reason and no space": b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok",
     "two-digit status": b"HTTP/1.1 20 OK\r\nContent-Length: 2\r\n\r\nok",
     "four-digit status": b"HTTP/1.1 2000 OK\r\nContent-Length: 2\r\n\r\nok",
     "status 099": b"HTTP/1.1 099 OK\r\nContent-Length: 2\r\n\r\nok",
@@ -59,6 +58,12 @@ def test_malformed_answer(client: Client, upstream: Upstream, name: str) -> None
     client.send(head("GET", "/"))
     assert_flag(client, 502, "UPE")
     upstream.join()
+
+
+def test_status_line_without_its_last_space(client: Client, upstream: Upstream) -> None:
+    """RFC 9112 §4: the space behind the status is often left out; it is taken, and sent on as it should be."""
+    upstream.answers(b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok")
+    assert client.request().raw_head.startswith(b"HTTP/1.1 200 ")
 
 
 @pytest.mark.parametrize("name", ["both lengths", "bare LF", "folded", "two lengths"])

@@ -81,7 +81,9 @@ class Connection:
         self.sock.close()
 
     def half_close(self) -> None:
-        self.sock.shutdown(socket.SHUT_WR)
+        """FIN, if the proxy has not reset the connection."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """RST."""
@@ -160,8 +162,8 @@ class Upstream:
             conn = Connection(self, sock, len(self.connections))
             thread = threading.Thread(target=self._run, args=(conn, self._script), daemon=True)
             self.connections.append(conn)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def _run(self, conn: Connection, script: Script) -> None:
         try:
