@@ -13,7 +13,7 @@ from pydantic_core import ErrorDetails
 from fastproxy.resources.fields import shorten
 from fastproxy.resources.model import Model
 from fastproxy.resources.problem import PathPart, Problem, field_path, nearest
-from fastproxy.resources.source import Chunk
+from fastproxy.resources.source import Chunk, join_surrogates
 from fastproxy.resources.traffic import DestinationRule, Gateway, ServiceEntry, WorkloadEntry
 from fastproxy.resources.tree import Fault, Marks, line_of, parse
 from fastproxy.resources.virtual_service import VirtualService
@@ -41,6 +41,7 @@ KINDS_LATER = frozenset(
 ISTIO = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
 OURS = "fastproxy/v1"
 MAX_PROBLEMS = 100  # of one document
+MAX_EXPLAINED = 10 * MAX_PROBLEMS  # looked at, to tell the first ones
 LATER = "known but not supported yet"
 
 Identity = tuple[str, str, str]
@@ -114,7 +115,7 @@ def read_chunk(chunk: Chunk) -> tuple[list[Document], list[Problem]]:
                 Problem(chunk.file, place, f"items[{i}]", f"must be a mapping, not {_kind_of(item)}")
             )
             continue
-        text = json.dumps(item, ensure_ascii=False)
+        text = join_surrogates(json.dumps(item))
         good, bad = _read_one(chunk, item, below, chunk.line, text, chunk.line + line)
         documents += good
         problems += bad
@@ -148,7 +149,7 @@ def _read_one(
             resource = model.model_validate(value, context={"ours": value["apiVersion"] == OURS})
         except ValidationError as error:
             details = error.errors(include_url=False)
-            problems = [at(*_explain(model, e, value["apiVersion"] == OURS)) for e in details]
+            problems = [at(*_explain(model, e, value["apiVersion"] == OURS)) for e in details[:MAX_EXPLAINED]]
     if problems:
         return [], _bounded(problems)
     row = Row(*identity, chunk.file, line, text)
@@ -162,7 +163,8 @@ def _first_line(marks: Marks) -> int:
 def _bounded(problems: list[Problem]) -> list[Problem]:
     problems.sort(key=lambda p: p.line)
     if len(problems) > MAX_PROBLEMS:
-        more = len(problems) - MAX_PROBLEMS
+        most = len(problems) >= MAX_EXPLAINED
+        more = f"{'at least ' if most else ''}{len(problems) - MAX_PROBLEMS}"
         last = problems[MAX_PROBLEMS]
         problems = [
             *problems[:MAX_PROBLEMS],

@@ -14,6 +14,8 @@ from typing import Annotated, Any, NoReturn
 from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
+from fastproxy.resources.problem import printable
+
 MAX_PATTERN = 1024  # characters of a regular expression
 MAX_TIME = 2**31 - 1  # milliseconds, 24 days
 MAX_BODY = 1024 * 1024  # bytes of a direct response, Istio's limit
@@ -52,8 +54,7 @@ def fail(text: str, *path: str | int) -> NoReturn:
 
 def shorten(value: object, limit: int = 60) -> str:
     """A value as it may stand in a message: printable and short."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return printable(repr(value[:limit] if isinstance(value, str) else value), limit)
 
 
 def is_ip(text: str) -> bool:
@@ -164,12 +165,18 @@ def _base64(value: Any) -> Any:
         fail("is not base64")
 
 
-def _path(value: str) -> str:
+def _location(value: str) -> str:
     _text(value)
     if not value.startswith("/"):
         fail(f"{shorten(value)} can not be a path: it must start with /")
-    if any(c in value for c in " #\t"):
-        fail(f"{shorten(value)} can not be a path: no space and no '#'")
+    if " " in value or "\t" in value:
+        fail(f"{shorten(value)} can not be a path: a space is written %20")
+    return value
+
+
+def _path(value: str) -> str:
+    if "#" in _location(value):
+        fail(f"{shorten(value)} can not be a path: no request has a '#' in its path")
     return value
 
 
@@ -217,6 +224,7 @@ Labels = dict[Label, Label]
 HeaderName = Annotated[str, AfterValidator(_header_name)]
 HeaderValue = Annotated[str, AfterValidator(_header_value)]
 Text = Annotated[str, AfterValidator(_text)]
+Location = Annotated[str, AfterValidator(_location)]
 Path = Annotated[str, AfterValidator(_path)]
 Authority = Annotated[str, AfterValidator(_authority)]
 Bind = Annotated[str, _unix_or("bind")]

@@ -40,6 +40,13 @@ class Problem(NamedTuple):
         return cls(**row)
 
 
+def printable(text: str, limit: int = 80) -> str:
+    """Text of a document as it may stand on a terminal: no controls, not endless."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def field_path(parts: Iterable[PathPart]) -> str:
     """``("spec", "http", 0, "name")`` as ``spec.http[0].name``."""
     text = ""
@@ -47,12 +54,14 @@ def field_path(parts: Iterable[PathPart]) -> str:
         if isinstance(part, int):
             text += f"[{part}]"
         else:
-            text += f".{part}" if text else part
+            text += f".{printable(part)}" if text else printable(part)
     return text
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean x)`` for the nearest known name, empty when none is near."""
-    names = {k.lower(): k for k in known}
+    if len(name) > 64:
+        return ""
+    names = {k.lower(): k for k in known if len(k) <= 64}
     found = get_close_matches(name.lower(), list(names), n=1, cutoff=0.6)
     return f" (did you mean {names[found[0]]})" if found else ""

@@ -16,6 +16,7 @@ MAX_FILES = 10_000
 MAX_CHUNKS = 100_000
 SUFFIXES = (".yaml", ".yml", ".json")
 
+_PAIR = re.compile(r"(\\+)u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
 _MARKER = re.compile(r"^(?:---|\.\.\.)(?=[ \t\r\n]|\Z)", re.MULTILINE)
 
 
@@ -53,6 +54,18 @@ def split(file: str, text: str) -> list[Chunk]:
     return chunks
 
 
+def join_surrogates(text: str) -> str:
+    """JSON's escape for what lies beyond U+FFFF as YAML writes it: one character, not two halves."""
+    return _PAIR.sub(_join, text)
+
+
+def _join(found: re.Match[str]) -> str:
+    if len(found[1]) % 2 == 0:
+        return found[0]
+    high, low = int(found[2], 16), int(found[3], 16)
+    return f"{found[1]}U{0x10000 + ((high & 0x3FF) << 10) + (low & 0x3FF):08X}"
+
+
 def _decode(file: str, data: bytes) -> tuple[list[Chunk], list[Problem]]:
     if len(data) > MAX_FILE:
         return [], [Problem(file, 0, "", f"larger than {MAX_FILE >> 20} MiB")]
@@ -60,7 +73,7 @@ def _decode(file: str, data: bytes) -> tuple[list[Chunk], list[Problem]]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return [], [Problem(file, data.count(b"\n", 0, error.start) + 1, "", "not UTF-8")]
-    return split(file, text), []
+    return split(file, join_surrogates(text) if file.endswith(".json") else text), []
 
 
 def names(path: str) -> list[str]:

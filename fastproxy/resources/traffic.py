@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -19,6 +20,7 @@ from fastproxy.resources.fields import (
     Weight,
     fail,
     is_ip,
+    shorten,
 )
 from fastproxy.resources.model import Metadata, Model, words
 from fastproxy.resources.problem import nearest
@@ -34,8 +36,8 @@ def _protocol(value: str) -> str:
     if text == "HTTP":
         return text
     if text in _PROTOCOLS:
-        fail(f"protocol {value} is known but not supported yet")
-    return fail(f"unknown protocol {value!r}" + nearest(value, _PROTOCOLS))
+        fail(f"protocol {text} is known but not supported yet")
+    return fail(f"unknown protocol {shorten(value)}" + nearest(value, _PROTOCOLS))
 
 
 Protocol = Annotated[str, AfterValidator(_protocol)]
@@ -127,15 +129,15 @@ def _resolution(value: str) -> str:
         return value
     if value in known:
         fail(f"{value} is known but not supported yet: write STATIC or DNS")
-    return fail(f"unknown resolution {value!r}" + nearest(value, known))
+    return fail(f"unknown resolution {shorten(value)}" + nearest(value, known))
 
 
 def _vip(value: str) -> str:
     if "/" in value:
         fail("an address range is known but not supported yet")
     if not is_ip(value):
-        fail(f"{value!r} is not an IP address")
-    return value
+        fail(f"{shorten(value)} is not an IP address")
+    return f"[{ip_address(value)}]" if ":" in value else value
 
 
 class ServiceEntrySpec(Model):
@@ -205,7 +207,7 @@ _LB = ("ROUND_ROBIN", "LEAST_REQUEST", "RANDOM", "LEAST_CONN", "UNSPECIFIED", "P
 
 def _lb(value: str) -> str:
     if value not in _LB:
-        fail(f"unknown load balancer {value!r}" + nearest(value, _LB))
+        fail(f"unknown load balancer {shorten(value)}" + nearest(value, _LB))
     if value == "PASSTHROUGH":
         fail("PASSTHROUGH is known but not supported yet")
     return "LEAST_REQUEST" if value in ("LEAST_CONN", "UNSPECIFIED") else value

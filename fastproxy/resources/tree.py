@@ -22,7 +22,7 @@ from yaml.events import (
     SequenceStartEvent,
 )
 
-from fastproxy.resources.problem import PathPart
+from fastproxy.resources.problem import PathPart, printable
 
 MAX_DEPTH = 64
 MAX_NODES = 2_000_000  # after aliases are expanded: what a billion laughs would grow to
@@ -70,7 +70,7 @@ def _scalar(event: Any) -> Any:
         return event.value
     if tag in (_TAG + "int", _TAG + "bool", _TAG + "float", _TAG + "null"):
         return _plain(event.value)
-    raise Fault(event.start_mark.line, f"tag {tag} is not allowed")
+    raise Fault(event.start_mark.line, f"tag {printable(tag)} is not allowed")
 
 
 def _merge(into: dict[str, Any], marks: Marks, line: int) -> None:
@@ -134,9 +134,9 @@ def _parse(text: str) -> tuple[Any, Marks]:
             if key is None and type(into) is dict:
                 key, key_line = event.value, event.start_mark.line
                 if event.tag not in (None, "!", _TAG + "str"):
-                    raise Fault(key_line, f"tag {event.tag} is not allowed on a key")
+                    raise Fault(key_line, f"tag {printable(event.tag)} is not allowed on a key")
                 if key in into:
-                    raise Fault(key_line, f"{key} is given twice", marks[key][0])
+                    raise Fault(key_line, f"{printable(key)} is given twice", marks[key][0])
                 if event.anchor is not None:
                     anchors[event.anchor] = (key, None, 1)
                 continue
@@ -150,7 +150,7 @@ def _parse(text: str) -> tuple[Any, Marks]:
             if key is None and type(into) is dict:
                 raise Fault(line, "a key must be a word, not a mapping or list")
             if event.tag not in (None, "!", _TAG + "map", _TAG + "seq"):
-                raise Fault(line, f"tag {event.tag} is not allowed")
+                raise Fault(line, f"tag {printable(event.tag)} is not allowed")
             if len(stack) >= MAX_DEPTH:
                 raise Fault(line, f"nested deeper than {MAX_DEPTH} levels")
             stack.append((into, marks, key, key_line if key is not None else line, anchor, start))
@@ -173,7 +173,7 @@ def _parse(text: str) -> tuple[Any, Marks]:
             if key is None and type(into) is dict:
                 raise Fault(line, "a key must be a word, not an alias")
             if event.anchor not in anchors:
-                raise Fault(line, f"alias *{event.anchor} names no finished anchor")
+                raise Fault(line, f"alias *{printable(event.anchor)} names no finished anchor")
             value, below, size = anchors[event.anchor]
             nodes += size
         elif kind is DocumentStartEvent:

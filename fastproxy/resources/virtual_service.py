@@ -17,6 +17,7 @@ from fastproxy.resources.fields import (
     HeaderName,
     HeaderValue,
     Host,
+    Location,
     Milliseconds,
     Name,
     Path,
@@ -26,6 +27,7 @@ from fastproxy.resources.fields import (
     fail,
 )
 from fastproxy.resources.model import Metadata, Model, one_of, ours, words
+from fastproxy.resources.problem import printable
 
 
 def _regex(value: str) -> str:
@@ -85,7 +87,7 @@ def _no_duplicates(value: dict[str, T]) -> dict[str, T]:
     for name in value:
         other = seen.setdefault(name.lower(), name)
         if other != name:
-            fail(f"{name} and {other} are the same header", name)
+            fail(f"{printable(name)} and {printable(other)} are the same header", name)
     return value
 
 
@@ -145,7 +147,7 @@ class Destination(Model):
 
 def _settable(name: str) -> str:
     if name.lower() in RESERVED:
-        fail(f"{name} belongs to one connection or frames the message: the proxy alone writes it")
+        fail(f"{printable(name)} belongs to one connection or frames the message: the proxy alone writes it")
     return name
 
 
@@ -186,7 +188,7 @@ class RouteDestination(Model):
 
 
 class Redirect(Model):
-    uri: Path | None = None
+    uri: Location | None = None
     prefixRewrite: Path | None = None
     authority: Authority | None = None
     port: PortNumber | None = None

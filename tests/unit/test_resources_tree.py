@@ -213,7 +213,32 @@ def test_many_errors_are_cut_short() -> None:
     text = GOOD % ("a", SERVER) + "".join(f"  x{i}: 1\n" for i in range(5000))
     problems = load_texts([("f", text.encode())]).problems
     assert len(problems) == 101
-    assert problems[-1].message == "and 4900 more in this document"
+    assert problems[-1].message == "and at least 900 more in this document"
+    few = load_texts([("f", text[: text.index("  x120:")].encode())]).problems
+    assert few[-1].message == "and 20 more in this document"
+
+
+def test_hostile_names_are_printable_and_short() -> None:
+    text = GOOD % ("a", SERVER) + '  "\\e[31m\\n' + "x" * 1000 + '": 1\n  "a\\nb": 1\n  "a\\nb": 1\n'
+    problems = load_texts([("f", text.encode())]).problems
+    assert [str(p) for p in problems] == ["f:8: a\\nb is given twice, first on line 7"]
+    problems = load_texts([("f", text[: text.index('  "a')].encode())]).problems
+    assert len(problems) == 1
+    assert str(problems[0]).startswith("f:6: spec.\\x1b[31m\\nxxx")
+    assert str(problems[0]).isprintable()
+    assert len(str(problems[0])) < 200
+
+
+def test_json_escapes_beyond_the_basic_plane() -> None:
+    item = yaml.safe_load(GOOD % ("a", SERVER))
+    item["metadata"]["annotations"] = {"smile": "\U0001f600\x7f\u2028", "not": "\\ud83d\\ude00"}
+    for value in (item, {"apiVersion": "v1", "kind": "List", "items": [item]}):
+        loaded = load_texts([("f.json", json.dumps(value).encode())])
+        assert loaded.problems == []
+        (document,) = loaded.documents
+        assert document.resource.metadata.annotations == item["metadata"]["annotations"]
+        again = load_texts([("f.json", document.row.text.encode())])
+        assert again.documents[0].resource.metadata.annotations == item["metadata"]["annotations"]
 
 
 def _run(data: bytes) -> None:
