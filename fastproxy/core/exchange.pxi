@@ -58,7 +58,11 @@ cdef void exchange_start(Worker *w, Conn *d, uint8_t *p, size_t used, size_t n) 
         exchange_abort(w, ex, KIND_OVERLOAD)
         return
     if h.method_id == METHOD_CONNECT:
+        ex.flags &= ~EX_KEEP_DOWN               # what follows may be the tunnel's bytes, sent ahead of our answer
         exchange_fail(w, ex, KIND_CONNECT_METHOD, 0)
+        return
+    if h.first[KNOWN_EXPECT] and h.minor and not (h.flags & HEAD_EXPECT_CONTINUE):
+        exchange_fail(w, ex, KIND_EXPECTATION, 0)
         return
     if w.options.max_body and (ex.received > w.options.max_body or (
             h.framing == FRAMING_LENGTH and h.content_length > w.options.max_body)):
@@ -94,6 +98,10 @@ cdef void exchange_classify(Worker *w, Exchange *ex, const Head *h) noexcept nog
             if f.value_len >= 16 and name_equals(h.base + f.value, b"application/json", 16):
                 ex.flags |= EX_JSON
 
+cdef inline bint options_asterisk(const Head *h) noexcept nogil:
+    """OPTIONS for the server as a whole, in absolute form: the last proxy sends `*` (RFC 9112 §3.2.4)."""
+    return h.path.len == 0 and h.query.at == 0 and h.method_id == METHOD_OPTIONS
+
 cdef void exchange_route(Worker *w, Exchange *ex, const uint8_t *body, size_t body_len) noexcept nogil:
     cdef Head *h = &w.head
     cdef Routing r
@@ -105,7 +113,7 @@ cdef void exchange_route(Worker *w, Exchange *ex, const uint8_t *body, size_t bo
     r.path = h.base + h.path.at
     r.path_len = h.path.len
     if h.path.len == 0:
-        r.path = b"/"
+        r.path = b"*" if options_asterisk(h) else b"/"
         r.path_len = 1
     elif unlikely(not path_is_plain(r.path, r.path_len)) and h.form != FORM_ASTERISK:
         n = path_normalise(r.path, r.path_len, w.options.slashes, w.options.merge_slashes, w.path)
@@ -156,7 +164,10 @@ cdef void exchange_forward(Worker *w, Exchange *ex, const Routing *r, const uint
     # path and query stand together in the request; only a path that changed is put together anew
     target = h.base + h.path.at
     target_len = h.path.len + (h.query.len + 1 if h.query.at else 0)
-    if route.rewrite_kind or h.path.len == 0 or (r.path == w.path and not (w.options.raw_path or route.raw_path)):
+    if options_asterisk(h):
+        target = b"*"
+        target_len = 1
+    elif route.rewrite_kind or h.path.len == 0 or (r.path == w.path and not (w.options.raw_path or route.raw_path)):
         o = w.path + w.request_limits.target        # behind the normalised path
         n = plan_rewrite(ex.plan, r, o, 2 * w.request_limits.target)
         if n < 0:

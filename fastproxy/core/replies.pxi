@@ -7,6 +7,7 @@ cdef enum:                          # numbers of fastproxy.errors.Kind; the pars
     KIND_CONNECT_METHOD = 35
     KIND_DOWNSTREAM_CLOSED = 36
     KIND_DOWNSTREAM_TIMEOUT = 37
+    KIND_EXPECTATION = 39
     KIND_NO_ROUTE = 48
     KIND_NO_CLUSTER = 49
     KIND_NO_HEALTHY = 50
@@ -48,6 +49,8 @@ cdef const char *reason_phrase(int status) noexcept nogil:
         return b"Content Too Large"
     if status == 414:
         return b"URI Too Long"
+    if status == 417:
+        return b"Expectation Failed"
     if status == 431:
         return b"Request Header Fields Too Large"
     if status == 500:

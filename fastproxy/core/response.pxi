@@ -15,7 +15,10 @@ cdef uint8_t *response_head(Worker *w, uint8_t *o, Exchange *ex, const Head *h, 
     # the status line behind "HTTP/1.x", whatever version the upstream speaks: we answer as HTTP/1.1 (RFC 9110 §2.5)
     line = h.fields[0].name if h.field_count else h.length - 2
     o = put(o, b"HTTP/1.1", 8)
-    o = put(o, h.base + 8, line - 8)
+    if h.reason.len:
+        o = put(o, h.base + 8, line - 8)
+    else:                                           # the space stays, also where the upstream leaves it out
+        o = put(put(o, h.base + 8, 4), b" \r\n", 3)
     if final and ex.route != NULL:
         o = put_fields(w, o, h, drop, ex.plan, &ex.route.response,
                        &ex.destination.response if ex.destination != NULL else NULL)
@@ -71,8 +74,8 @@ cdef void response_pump(Worker *w, Exchange *ex) noexcept nogil:
             response_body(w, ex, w.input, n, 0)
         else:
             response_read_head(w, ex, w.input, have + n)
-        if u.exchange != ex:
-            return
+        if u.exchange != ex or u.state != STATE_EXCHANGE:
+            return                              # over, or a tunnel now
     if u.flags & CONN_READABLE:
         conn_queue(w, u)
 
