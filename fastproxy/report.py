@@ -9,9 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fastproxy._plan import PlanView
+from fastproxy.agent.describe import SLASHES, split_header
+from fastproxy.explain import Choice, Explanation, explain, with_mesh
 from fastproxy.plan import PlanError, compile_plan
 from fastproxy.resources.__main__ import answer
 from fastproxy.slots import Slots, SlotsFull
+from fastproxy.tables import Tables
 
 OK, FAULTY = 0, 2
 
@@ -22,7 +26,7 @@ def _load(config: str, listen: str, labels: dict[str, str]) -> dict[str, Any]:
     if "error" in read:
         return {"problems": [_problem("--listen", str(read["error"]))], "documents": [], "tables": None}
     try:
-        compiled = compile_plan(read["tables"], Slots(), epoch=0, version=1)
+        compiled = compile_plan(with_mesh(read["tables"]), Slots(), epoch=0, version=1)
     except (PlanError, SlotsFull) as e:
         read["problems"].append(_problem(config, str(e)))
         compiled = None
@@ -64,3 +68,89 @@ def show_problems(problems: list[dict[str, Any]]) -> None:
 
 def _place(problem: dict[str, Any]) -> str:
     return f"{problem['file']}:{problem['line']}" if problem["line"] else str(problem["file"])
+
+
+def explain_request(
+    config: str,
+    request: str,
+    headers: list[str],
+    data: str,
+    listener: str,
+    listen: str,
+    labels: dict[str, str],
+) -> int:
+    """Print where the request goes; the exit code. What is wrong with documents goes to standard error."""
+    read = _load(config, listen, labels)
+    for p in read["problems"]:
+        print(f"fastproxy: warning: {_place(p)}: {p['field']}: {p['message']}", file=sys.stderr)
+    if not read.get("compiled"):
+        return FAULTY
+    method, _, url = request.strip().partition(" ")
+    try:
+        if not url.strip():
+            raise ValueError(f"{request!r} is not 'METHOD URL', as in 'GET http://catalog/x'")
+        fields = [split_header(text) for text in headers]
+        if data:
+            fields.append(("Content-Length", str(len(data.encode()))))
+        view = PlanView(read["compiled"].plan)
+        tables = with_mesh(read["tables"])
+        told = explain(
+            tables, view, method, url.strip(), fields, listener=listener, slashes=SLASHES.index("keep")
+        )
+    except ValueError as e:
+        print(f"fastproxy: error: {e}", file=sys.stderr)
+        return FAULTY
+    _show(told, tables)
+    return OK if told.listener else FAULTY
+
+
+def _show(told: Explanation, tables: Tables) -> None:
+    """Each rule tried, why it failed, and the pick."""
+    console = Console(highlight=False, soft_wrap=True)
+
+    def say(label: str, text: str, style: str = "") -> None:
+        console.print(Text.assemble((f"{label:<10}", "bold"), (text, style)))
+
+    say("request", f"{told.method} {told.url}")
+    say("listener", f"{told.listener} ({told.listener_reason})" if told.listener else "none")
+    if told.hosts:
+        say("host", ", ".join(f"{name} {'found' if there else 'not found'}" for name, there in told.hosts))
+    if told.source:
+        say("from", ", ".join(told.source))
+    for tried in told.tried:
+        mark, style = ("no ", "dim") if tried.reason else ("yes", "green")
+        say(
+            f"rule {tried.rule}",
+            f"{mark}  {tried.route}" + (f": {tried.reason}" if tried.reason else ""),
+            style,
+        )
+    if told.error:
+        say("answer", told.error, "red")
+        return
+    status = f" {told.status}" if told.status else ""
+    say("action", f"{told.action}{status}" + (f", at most {told.timeout_ms} ms" if told.timeout_ms else ""))
+    if told.sent:
+        say("location" if told.action == "redirect" else "path", told.sent)
+    if told.authority:
+        say("authority", told.authority)
+    for label, changes in (
+        ("request", [*told.request_set, *(f"without {name}" for name in told.request_remove)]),
+        ("response", [*told.response_set, *(f"without {name}" for name in told.response_remove)]),
+    ):
+        for change in changes:
+            say(label, change)
+    for choice in told.destinations:
+        say("to", f"{choice.cluster}, {choice.share:.0%} of requests", "cyan")
+        say("", _endpoints(choice, tables))
+
+
+def _endpoints(choice: Choice, tables: Tables) -> str:
+    if choice.missing:
+        return "no such host or subset: 503 NC"
+    if choice.endpoints:
+        return ", ".join(choice.endpoints)
+    row = tables["clusters"][choice.cluster]
+    names = [f"{e['address']}:{e['port']}" for e in tables["endpoints"].get(row["endpoints"], [])]
+    if row["resolution"] == "DNS" and names:
+        return f"{', '.join(names)} (names, resolved when it runs)"
+    return "no endpoint: 503 UH"

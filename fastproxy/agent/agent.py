@@ -165,6 +165,7 @@ class Agent:
         if self._admin:
             await self._admin.close()
         self.listeners.close_all()
+        await self.config.close()
         await self.resolver.close()
         await self.supervisor.end()
         self.memory.close()

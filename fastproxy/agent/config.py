@@ -8,7 +8,7 @@ from typing import Any
 
 from fastproxy.agent import log
 from fastproxy.agent.publisher import Published, Publisher
-from fastproxy.agent.reading import Problem, ReadError, Reading, read_resources
+from fastproxy.agent.reading import Problem, Reader, ReadError, Reading
 from fastproxy.agent.shape import ShapeError, check_shape
 from fastproxy.agent.watch import Watch
 from fastproxy.oneline import one_line
@@ -39,6 +39,7 @@ class Configuration:
     def __init__(self, settings: Settings, publisher: Publisher) -> None:
         self._settings = settings
         self._publisher = publisher
+        self._reader = Reader(settings)
         self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
         self._resolve = asyncio.Event()
@@ -86,6 +87,9 @@ class Configuration:
             jobs.append(self._want_on_change(self._watch))
         await asyncio.gather(*jobs)
 
+    async def close(self) -> None:
+        await self._reader.close()
+
     def ask_reload(self) -> None:
         """SIGHUP."""
         if self._settings.config:
@@ -99,7 +103,7 @@ class Configuration:
     async def replace(self, text: bytes) -> Answer:
         """Put these documents in the place of all others; with any problem nothing changes."""
         try:
-            reading = await read_resources(self._settings, [], texts=[("POST /config", text)])
+            reading = await self._reader.read([], texts=[("POST /config", text)])
         except ReadError as e:
             return Answer(error=str(e))
         if reading.problems:
@@ -162,7 +166,7 @@ class Configuration:
     async def _read(self) -> Reading:
         if self._watch:
             self._watch.mark()
-        return await read_resources(self._settings, self._documents, path=self._settings.config)
+        return await self._reader.read(self._documents, path=self._settings.config)
 
     async def _publish(self, tables: Tables) -> bool:
         """False: these serve already."""

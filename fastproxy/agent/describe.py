@@ -9,6 +9,7 @@ from fastproxy.agent.listeners import join
 if TYPE_CHECKING:
     from fastproxy.agent.agent import Agent
 
+SLASHES = ("keep", "reject", "decode")  # as the parser numbers them
 HEALTH = {1: "failed health check", 2: "ejected", 4: "draining"}
 
 
@@ -92,4 +93,26 @@ def clusters(agent: Agent) -> dict[str, Any]:
 
 def explain(agent: Agent, request: str, headers: list[str], listener: str) -> dict[str, Any]:
     """/explain: where this request would go now."""
-    raise ValueError("not known yet")
+    from fastproxy.explain import explain as explained
+
+    now = agent.publisher.current
+    if now is None:
+        raise LookupError("there is no plan yet")
+    method, _, url = request.strip().partition(" ")
+    if not url:
+        raise ValueError(f"{request!r} is not METHOD URL, as in GET http://catalog/x")
+    fields = [split_header(text) for text in headers]
+    slashes = SLASHES.index(agent.settings.slashes)
+    merge = agent.settings.merge_slashes
+    answer = explained(
+        now.tables, now.view(), method, url.strip(), fields, listener=listener, slashes=slashes, merge=merge
+    )
+    return {"version": now.version, **answer.to_json()}
+
+
+def split_header(text: str) -> tuple[str, str]:
+    """``Name: value``. Raises ValueError."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise ValueError(f"{text!r} is not NAME: VALUE")
+    return name.strip(), value.strip()

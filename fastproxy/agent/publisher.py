@@ -11,6 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -81,6 +82,7 @@ class Publisher:
         self._names = names
         self._live = live
         self._slots = Slots(settings.max_clusters, settings.max_endpoints)
+        self._compiler = ThreadPoolExecutor(1, "fastproxy-compile", _lower_priority)
         self.listeners = listeners
         self.epoch = time.time_ns() // 1_000_000
         self.current: Published | None = None
@@ -102,7 +104,7 @@ class Publisher:
         version = before.version + 1 if before else 1
         resolved = self._resolver.resolved
         try:
-            published = await loop.run_in_executor(None, self._compile, tables, version, resolved)
+            published = await loop.run_in_executor(self._compiler, self._compile, tables, version, resolved)
         except ValueError:
             if before:
                 await self._resolver.follow(names_of(before.tables), 0)
@@ -133,6 +135,7 @@ class Publisher:
             log.error(f"listener {name}: {e.what}", do=e.do)
 
     def close(self) -> None:
+        self._compiler.shutdown()
         if self.current:
             os.close(self.current.fd)
             self.current = None
@@ -145,8 +148,6 @@ class Publisher:
     def _compile(self, tables: Tables, version: int, resolved: dict[str, list[str]]) -> Published:
         """In a thread, so that the admin API answers meanwhile."""
         started = time.monotonic()
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         compiled = compile_plan(tables, self._slots, epoch=self.epoch, version=version, resolved=resolved)
         _plan.PlanView(compiled.plan).check()
         self._names.names(
@@ -181,6 +182,12 @@ class Publisher:
                 self._live.set_health(slot, 0)
                 gone.append(name)
         self._slots.release(idle, gone)
+
+
+def _lower_priority() -> None:
+    """Of this thread alone (Linux: each thread has its own nice value)."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 def seal(block: bytes | bytearray | memoryview) -> int:
