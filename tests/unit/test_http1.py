@@ -151,3 +151,17 @@ def test_extensions_are_counted_over_the_whole_body() -> None:
         allowed += 1
     assert reader.bad == _http1.BAD["CHUNK"]
     assert allowed == 16384 // 201
+
+
+@pytest.mark.parametrize(
+    ("start", "room", "refused"),
+    [(b"1;", 256, "CHUNK"), (b"1;a=", 256, "CHUNK"), (b"0\r\nX:", 8192, "TRAILER")],
+)
+def test_lines_of_a_chunked_body_are_as_long_as_allowed(start: bytes, room: int, refused: str) -> None:
+    """`room` is for the size line, or the trailer section, with its line ends."""
+    ends = b"\r\n\r\n" if refused == "TRAILER" else b"\r\n"
+    own = len(start.removeprefix(b"0\r\n")) + len(ends)
+    fits = _http1.ChunkedReader()
+    assert fits.skip(start + b"x" * (room - own) + ends) > 0
+    over = _http1.ChunkedReader()
+    assert over.skip(start + b"x" * (room - own + 1) + ends) == -_http1.BAD[refused]
