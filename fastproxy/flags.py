@@ -62,6 +62,9 @@ FLAGS: dict[str, Flag] = {
         TIMEOUTS, "Kept-alive downstream connection without a request.", low=0.01, high=YEAR
     ),
     "write_timeout": Flag(TIMEOUTS, "Downstream takes nothing.", low=0.01, high=YEAR),
+    "half_close_timeout": Flag(
+        TIMEOUTS, "Downstream that ended its side behind a request counts as gone.", low=0.01, high=YEAR
+    ),
     "connect_timeout": Flag(
         TIMEOUTS, "Upstream connect; a DestinationRule may say less.", low=0.01, high=YEAR
     ),

@@ -1,0 +1,180 @@
+"""The command line: flags are Settings, wrong ones say what is expected, check and explain print."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastproxy import __version__
+from fastproxy.flags import FLAGS, FlagError, parameters, settings_from
+from fastproxy.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+GOOD = """\
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: catalog}
+spec:
+  hosts: [catalog]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 127.0.0.1, ports: {http: 9001}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: catalog}
+spec:
+  hosts: ["*"]
+  http:
+  - match: [{headers: {client: {exact: Android}}}]
+    redirect: {uri: /app}
+  - match: [{uri: {prefix: /x}}]
+    route: [{destination: {host: catalog}}]
+"""
+
+
+def values(**given: Any) -> dict[str, Any]:
+    """What typer hands over: defaults, and these."""
+    out = {p.name: p.default for p in parameters()}
+    return {**out, **given}
+
+
+def fastproxy(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTPROXY_")}
+    command = [sys.executable, "-m", "fastproxy", *words]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env=clean | env, check=False
+    )
+
+
+def test_every_setting_is_a_flag_with_help() -> None:
+    assert list(FLAGS) == [f.name for f in fields(Settings)]
+    assert all(flag.help.endswith(".") for flag in FLAGS.values())
+
+
+def test_defaults_are_those_of_settings() -> None:
+    assert settings_from(values(listen="127.0.0.1:1", to=["127.0.0.1:2"])) == Settings(
+        listen="127.0.0.1:1", to=["127.0.0.1:2"]
+    )
+
+
+def test_lists_are_parted_by_commas_or_repeated() -> None:
+    settings = settings_from(values(listen="127.0.0.1:1", to=["a:1, b:2", "c:3"], label=["app=web", "v="]))
+    assert settings.to == ["a:1", "b:2", "c:3"]
+    assert settings.label == {"app": "web", "v": ""}
+
+
+@pytest.mark.parametrize(
+    ("given", "flag", "says"),
+    [
+        ({}, "config", "--listen HOST:PORT --to HOST:PORT, or -c FILE"),
+        ({"listen": "127.0.0.1:1"}, "listen", "needs --to"),
+        ({"to": ["a:1"]}, "to", "needs --listen"),
+        ({"config": "x", "to": ["a:1"]}, "to", "does not go with --config"),
+        ({"listen": "127.0.0.1", "to": ["a:1"]}, "listen", "HOST:PORT"),
+        ({"listen": "127.0.0.1:0", "to": ["a:1"]}, "listen", "port 1 to 65535"),
+        ({"listen": "127.0.0.1:65536", "to": ["a:1"]}, "listen", "port 1 to 65535"),
+        ({"listen": "localhost:9000", "to": ["a:1"]}, "listen", "write 127.0.0.1:9000"),
+        ({"listen": "::1:9000", "to": ["a:1"]}, "listen", "[::1]:9000"),
+        ({"listen": "127.0.0.1:1", "to": ["http://a:1/x"]}, "to", "has a scheme; write a:1"),
+        ({"listen": "127.0.0.1:1", "to": ["a b:1"]}, "to", "not an IP address or a host name"),
+        ({"listen": "unix:relative", "to": ["a:1"]}, "listen", "unix:///path"),
+        ({"config": "x", "admin": "nowhere"}, "admin", "HOST:PORT"),
+        ({"config": "x", "label": ["a"]}, "label", "'a' is not K=V"),
+        ({"config": "x", "slashes": "maybe"}, "slashes", "keep, reject, decode"),
+        ({"config": "x", "journal": 100_000}, "journal", "65536 and 131072"),
+        ({"config": "x", "via": "a b"}, "via", "pseudonym"),
+        ({"config": "x", "server": "a\r\nb: c"}, "server", "printable ASCII"),
+    ],
+)
+def test_wrong_values_say_what_is_expected(given: dict[str, Any], flag: str, says: str) -> None:
+    with pytest.raises(FlagError) as wrong:
+        settings_from(values(**given))
+    assert wrong.value.flag == flag
+    assert says in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["run", "--listne", "x"], "--listen"),
+        (["rnu"], "Did you mean 'run'"),
+        (["run", "--workers", "many"], "--workers"),
+        (["run", "--workers", "-1"], "--workers"),
+        (["run", "--max-head", "10"], "--max-head"),
+        (["run"], "say what to proxy"),
+        (["check"], "--config"),
+    ],
+)
+def test_usage_errors_are_one_line_and_exit_2(words: list[str], says: str) -> None:
+    done = fastproxy(*words)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("fastproxy: error: ") and says in line
+
+
+def test_a_variable_is_a_flag() -> None:
+    done = fastproxy("run", FASTPROXY_LISTEN="127.0.0.1:99999", FASTPROXY_TO="a:1")
+    assert done.returncode == 2
+    assert "--listen: '127.0.0.1:99999'" in done.stderr
+
+
+def test_version() -> None:
+    assert fastproxy("version").stdout == f"fastproxy {__version__}\n"
+
+
+def test_check_counts_good_documents(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(GOOD)
+    done = fastproxy("check", "-c", str(file))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ok: 2 documents\n", "")
+
+
+def test_check_prints_each_problem_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(GOOD.replace("resolution", "resolutoin").replace("exact:", "exakt:"))
+    done = fastproxy("check", "-c", str(file))
+    assert done.returncode == 2
+    lines = done.stdout.splitlines()
+    assert f"{file}:7: spec.resolutoin: unknown field (did you mean resolution)" in lines
+    assert any(line.startswith(f"{file}:16: spec.http[0].match[0].headers") for line in lines), lines
+    assert "\x1b" not in done.stdout
+
+
+def test_check_of_what_is_not_there(tmp_path: Path) -> None:
+    done = fastproxy("check", "-c", str(tmp_path / "nowhere"))
+    assert done.returncode == 2
+    assert "No such file" in done.stdout
+
+
+def test_explain_tells_each_rule_and_the_pick(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(GOOD)
+    done = fastproxy("explain", "-c", str(file), "GET http://catalog/x?y", "-H", "Client: IOS")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert 'rule 1 no catalog#0: header client "IOS" is not "Android"' in text
+    assert "rule 2 yes catalog#1" in text
+    assert "outbound|80||catalog, 100% of requests 127.0.0.1:9001" in text
+    redirected = fastproxy("explain", "-c", str(file), "GET http://catalog/x?y", "-H", "Client: Android")
+    assert "redirect 301" in redirected.stdout
+    nowhere = fastproxy("explain", "-c", str(file), "GET http://catalog/other")
+    assert "404 NR" in nowhere.stdout and nowhere.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["catalog"], ["GET ftp://x"], ["GET http://a/b c"], ["GET http://a", "-H", "x"]]
+)
+def test_explain_refuses_what_is_no_request(tmp_path: Path, words: list[str]) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(GOOD)
+    done = fastproxy("explain", "-c", str(file), *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("fastproxy: error: ") and "Traceback" not in done.stderr
