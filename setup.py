@@ -23,7 +23,7 @@ def on(name: str) -> bool:
 MODULES = sorted(path.stem for path in Path("fastproxy").glob("_*.pyx"))
 only = [m for m in os.environ.get("FASTPROXY_ONLY", "").split(",") if m]
 
-cflags = ["-O2", "-fno-strict-aliasing", "-fno-plt", "-Wall", "-Wno-unused-function"]
+cflags = ["-O2", "-fno-strict-aliasing", "-fno-plt", "-Wall", "-Wno-unused-function", "-Wno-sign-compare"]
 ldflags: list[str] = []
 macros: list[tuple[str, str | None]] = [("CYTHON_CLINE_IN_TRACEBACK", "0")]
 if on("SANITIZE"):
