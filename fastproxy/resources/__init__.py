@@ -1,14 +1,14 @@
 """Resources: the YAML documents people write, from text to tables.
 
-floor  module            what it is
-0      problem           one error with its place
-0      tree, source      text to values with lines; files to texts
-1      fields, model     the words of the schema
-2      virtual_service, traffic   the schema, kind by kind
-3      documents, load   documents, good and bad; the last good ones
-4      registry, clusters, routes, listeners   one table each
-5      compile           all documents to tables
-6      __main__          the same as a short-lived process, so that the agent never imports any of it
+floor  module                                   what it is
+0      problem, hosts                           one error with its place; host patterns
+0      tree, source                             text to values with lines; files to texts
+1      fields, model                            the words of the schema
+2      virtual_service, traffic                 the schema, kind by kind
+3      documents, load                          documents, good and bad; the last good ones
+4      registry, clusters, routes, listeners    one table each
+5      compile                                  all documents to tables
+6      __main__                                 the same as a process of its own, for the agent
 
 Importing this package costs pydantic and PyYAML: the agent does not, it runs
 ``python -m fastproxy.resources``.

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from fastproxy.resources.documents import Document
+from fastproxy.resources.hosts import covering
 from fastproxy.resources.problem import Problem
 from fastproxy.resources.registry import Registry, Service
 from fastproxy.resources.traffic import DestinationRuleSpec, Subset, TrafficPolicy
@@ -45,18 +46,11 @@ class Rules:
 
     def of(self, host: str) -> tuple[TrafficPolicy | None, list[Subset]]:
         """The policy and the subsets of a service: those of its own rule, else of the longest wildcard."""
-        for name in _covering(host):
+        for name in covering(host):
             if name in self._subsets:
                 policy = self._policy.get(name)
                 return policy[0] if policy else None, [s for s, _ in self._subsets[name].values()]
         return None, []
-
-
-def _covering(host: str) -> list[str]:
-    """``a.b.c`` → a.b.c, *.b.c, *.c, *"""
-    parts = host.removeprefix("*.").split(".")
-    first = 0 if host.startswith("*.") else 1
-    return [host, *(f"*.{'.'.join(parts[i:])}" for i in range(first, len(parts))), "*"]
 
 
 def _policy(*policies: TrafficPolicy | None) -> dict[str, Any]:

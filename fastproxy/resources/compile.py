@@ -8,7 +8,8 @@ from typing import Any, cast
 from fastproxy.oneline import add_mesh, add_upstream
 from fastproxy.resources.clusters import Rules, add_clusters, cluster_key
 from fastproxy.resources.documents import Document, Identity, Row
-from fastproxy.resources.listeners import Opening, address_key, covers, intersect, openings
+from fastproxy.resources.hosts import covering, covers
+from fastproxy.resources.listeners import Opening, address_key, openings
 from fastproxy.resources.load import reread
 from fastproxy.resources.problem import Problem
 from fastproxy.resources.registry import Registry, Service
@@ -107,15 +108,13 @@ def _gateway_shares(
     out: dict[str, list[Share]] = {}
     for document in services:
         bound = _gateways(document)
-        entries = [
-            e for e in opening.entries if e.gateway in bound and e.namespace in ("*", document.namespace)
-        ]
         hosts: dict[str, set[str]] = {}
-        for mine in document.resource.spec.hosts if entries else ():
-            for entry in entries:
-                common = intersect(entry.host, mine)
-                if common is not None:
-                    hosts.setdefault(common, set()).add(entry.gateway)
+        for mine in document.resource.spec.hosts if bound & opening.gateways else ():
+            for entry in opening.answering(mine):
+                if entry.gateway in bound and entry.namespace in ("*", document.namespace):
+                    # of two patterns that overlap, one covers the other: the narrower is what both mean
+                    narrow = mine if covers(entry.host, mine) else entry.host
+                    hosts.setdefault(narrow, set()).add(entry.gateway)
         for host, through in hosts.items():
             gateways = frozenset(through)
             if gateways not in translators:
@@ -142,9 +141,9 @@ def _mesh_shares(
         for host in hosts:
             out.setdefault(host, []).append((document, translator.routes(document)))
     # a wildcard takes the services it covers, also under their other names
-    wild = sorted((h for h in out if "*" in h), key=len, reverse=True)
+    wild = {h for h in out if "*" in h}
     for service in registry.services.values():
-        cover = next((w for w in wild if covers(w, service.host)), None)
+        cover = next((w for w in covering(service.host) if w in wild), None)
         if cover is not None and service.host not in out:
             for alias in service.aliases:
                 out.setdefault(alias, out[cover])
@@ -187,9 +186,9 @@ def _matches_all(match: Match) -> bool:
 
 def _add_defaults(tables: Tables, services: list[Document], registry: Registry) -> None:
     """A service without a VirtualService is reached on the mesh by its names."""
-    claimed = [h for d in services if MESH in _gateways(d) for h in d.resource.spec.hosts if "*" in h]
+    claimed = {h for d in services if MESH in _gateways(d) for h in d.resource.spec.hosts if "*" in h}
     for service in registry.services.values():
-        if any(covers(wild, service.host) for wild in claimed):
+        if not claimed.isdisjoint(covering(service.host)):
             continue
         for host in (service.host, *service.aliases):
             row: VirtualHost = {"routes": _default(service), "source": [service.document.source]}

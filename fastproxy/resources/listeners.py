@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fastproxy.resources.documents import Document
+from fastproxy.resources.hosts import covering, covers
 from fastproxy.resources.registry import selects
 from fastproxy.tables import Listener
 
@@ -26,8 +27,18 @@ class Opening:
     key: str
     row: Listener
     document: Document
+    gateways: set[str]  # that open it, as ns/name
     number: int  # the server's port, as match.port means it
-    entries: list[Entry] = field(default_factory=list)
+    entries: dict[str, list[Entry]] = field(default_factory=dict)  # by host
+
+    def answering(self, host: str) -> Iterator[Entry]:
+        """The entries that have a name in common with ``host``: wider, the same, or narrower."""
+        for wide in covering(host):
+            yield from self.entries.get(wide, ())
+        if host.startswith("*"):
+            for narrow, entries in self.entries.items():
+                if narrow != host and covers(host, narrow):
+                    yield from entries
 
 
 def address_key(address: str, port: int) -> str:
@@ -51,23 +62,12 @@ def openings(documents: Iterable[Document], labels: Mapping[str, str]) -> dict[s
             port = 0 if unix else server.port.number
             key = address_key(server.bind, port)
             row: Listener = {"address": server.bind, "port": port, "protocol": "HTTP"}
-            opening = out.setdefault(key, Opening(key, row, document, server.port.number))
+            opening = out.setdefault(key, Opening(key, row, document, set(), server.port.number))
+            name = f"{document.namespace}/{document.row.name}"
+            opening.gateways.add(name)
             for text in server.hosts:
                 space, _, host = text.rpartition("/")
                 namespace = document.namespace if space == "." else space or "*"
-                opening.entries.append(Entry(f"{document.namespace}/{document.row.name}", namespace, host))
+                entry = Entry(name, namespace, host)
+                opening.entries.setdefault(host, []).append(entry)
     return out
-
-
-def covers(wide: str, host: str) -> bool:
-    """Every name that ``host`` stands for is one that ``wide`` stands for."""
-    if wide in ("*", host):
-        return True
-    return wide.startswith("*.") and host != "*" and host.removeprefix("*").endswith(wide[1:])
-
-
-def intersect(one: str, other: str) -> str | None:
-    """The hosts both stand for: the narrower of the two, None when they have none in common."""
-    if covers(one, other):
-        return other
-    return one if covers(other, one) else None
