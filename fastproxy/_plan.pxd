@@ -1,7 +1,7 @@
 # The plan: one immutable, position-independent block that answers "where does this request go".
 # Built by fastproxy.plan from tables, mapped read-only by every worker; all references are offsets from its start.
 #
-#   listener -> host -> rules (first match in order, found through an index) -> route -> destination -> cluster -> endpoints
+#   listener -> host -> rules (first match in order, found by an index) -> route -> destination -> cluster -> endpoint
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
 from libc.stddef cimport size_t
@@ -302,7 +302,8 @@ cdef enum RedirectFlag:
     REDIRECT_PORT = 4               # port; 0: that of the request
 
 cdef struct Dfa:
-    uint32_t at                     # uint8_t class[256], uint8_t accept[states], padding, uint16_t next[states * classes]
+    uint32_t at                     # uint8_t class[256], uint8_t accept[states], padding,
+                                    # uint16_t next[states * classes]
     uint32_t states                 # 0 is the dead one
     uint32_t classes
     uint32_t start

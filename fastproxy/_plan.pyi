@@ -94,9 +94,9 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
 class PlanView:
     """One plan, as the workers read it. ValueError: the buffer is not a plan of this build.
 
-    ``request`` is a whole request head; ``slashes`` and ``merge`` are those of ``path_normalise``; ``https`` says
-    that it came over TLS. They raise ValueError for a head or path that is refused, LookupError for a listener
-    that is not in the plan.
+    ``request`` is a whole request head; ``slashes`` and ``merge`` are those of ``path_normalise``;
+    ``https`` says that it came over TLS. They raise ValueError for a head or path that is refused,
+    LookupError for a listener that is not in the plan.
     """
 
     def __new__(cls, buffer: bytes | bytearray | memoryview | object) -> PlanView: ...
@@ -143,7 +143,8 @@ class PlanView:
         https: bool = False,
         room: int = 65536,
     ) -> bytes | None:
-        """The path to send upstream, or the Location of a redirect; None: no route, or longer than ``room``."""
+        """The path to send upstream, or the Location of a redirect; None: no route, or longer than
+        ``room``."""
 
     def time(self, listener: str, request: bytes, rounds: int) -> float:
         """Nanoseconds of one match, the least of five averages over ``rounds``."""

@@ -9,7 +9,7 @@
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
 from libc.stddef cimport size_t
 from libc.string cimport memcmp, memcpy, memmove
-from fastproxy._http1 cimport Head, Field, Limits, KNOWN_COOKIE
+from fastproxy._http1 cimport Head, Field, Limits, FORM_ASTERISK, KNOWN_COOKIE
 from fastproxy._http1 cimport field_hash, name_equals, scan_request, path_normalise
 
 cdef extern from *:

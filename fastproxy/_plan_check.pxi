@@ -42,16 +42,16 @@ cdef bint _slots_in(const Plan *plan, uint32_t first, uint32_t mask, uint32_t li
 
 
 cdef bint _check_listeners(const Plan *plan) noexcept nogil:
-    cdef const Listener *l = <const Listener *>_array(plan, IN_LISTENER)
+    cdef const Listener *listeners = <const Listener *>_array(plan, IN_LISTENER)
     cdef uint32_t i, hosts = _count(plan, IN_HOST)
     for i in range(_count(plan, IN_LISTENER)):
-        if not _text_in(plan, l[i].name) or l[i].port > 65535 or not _one(l[i].any, hosts):
+        if not _text_in(plan, listeners[i].name) or listeners[i].port > 65535 or not _one(listeners[i].any, hosts):
             return False
-        if not _slots_in(plan, l[i].exact, l[i].exact_mask, hosts):
+        if not _slots_in(plan, listeners[i].exact, listeners[i].exact_mask, hosts):
             return False
-        if not _slots_in(plan, l[i].suffix, l[i].suffix_mask, hosts):
+        if not _slots_in(plan, listeners[i].suffix, listeners[i].suffix_mask, hosts):
             return False
-        if not _in(l[i].lengths, l[i].length_count, _count(plan, IN_TABLE)) or l[i].length_count > 255:
+        if not _in(listeners[i].lengths, listeners[i].length_count, _count(plan, IN_TABLE)) or listeners[i].length_count > 255:
             return False
     return True
 
@@ -74,7 +74,7 @@ cdef bint _check_hosts(const Plan *plan) noexcept nogil:
             return False
         if not _slots_in(plan, h[i].names, h[i].names_mask, h[i].attr_count) or h[i].dims > PLAN_DIMS:
             return False
-        for k in range(PLAN_DIMS):
+        for k in range(<uint32_t>PLAN_DIMS):
             if not _one(h[i].wild[k], _count(plan, IN_SET)):
                 return False
         # Hosts that say the same share rules; each has routes of its own, as many as the rules need.

@@ -47,6 +47,10 @@ cdef bytes _bytes(const Plan *plan, Text t):
     return (<const char *>plan.base)[t.at:t.at + t.len]
 
 
+cdef str _name(const Plan *plan, Text t):
+    return _bytes(plan, t).decode("utf-8", "backslashreplace")
+
+
 cdef object _ops_view(const Plan *plan, const HeaderOps *ops):
     cdef const RemoveName *names = <const RemoveName *>(plan.base + ops.remove)
     return OpsView([_bytes(plan, names[i].name) for i in range(ops.remove_count)], _bytes(plan, ops.append))
@@ -89,8 +93,8 @@ cdef class PlanView:
             raise ValueError(f"plan is corrupt: {'checksum' if wrong > PLAN_SECTIONS else SECTIONS[wrong - 1]}")
 
     def listeners(self):
-        cdef const Listener *l = <const Listener *>_array(&self.plan, IN_LISTENER)
-        return [_bytes(&self.plan, l[i].name).decode() for i in range(_count(&self.plan, IN_LISTENER))]
+        cdef const Listener *row = <const Listener *>_array(&self.plan, IN_LISTENER)
+        return [_name(&self.plan, row[i].name) for i in range(_count(&self.plan, IN_LISTENER))]
 
     cdef int _read(self, str listener, bytes request, int slashes, bint merge, bint https) except -1:
         cdef Limits limits
@@ -116,6 +120,9 @@ cdef class PlanView:
         room = bytearray(max(head.path.len, 1))
         if head.path.len == 0:
             room[:] = b"/"
+            n = 1
+        elif head.form == FORM_ASTERISK:
+            room[:] = b"*"
             n = 1
         else:
             n = path_normalise(head.base + head.path.at, head.path.len, slashes, merge, <uint8_t *>room)
@@ -282,11 +289,11 @@ cdef class PlanView:
             e = <const Endpoint *>(self.plan.base + c.endpoints) + i
             size = 4 if e.family == 2 else 16
             endpoints.append(EndpointView(
-                _bytes(&self.plan, e.name).decode(), e.slot, e.family, e.port,
+                _name(&self.plan, e.name), e.slot, e.family, e.port,
                 (<const char *>e.address)[:size], _bytes(&self.plan, e.path), e.identity,
             ))
         schedule = <const uint32_t *>(self.plan.base + c.schedule)
         return ClusterView(
-            _bytes(&self.plan, c.name).decode(), _bytes(&self.plan, c.service).decode(), c.slot, c.lb,
+            _name(&self.plan, c.name), _name(&self.plan, c.service), c.slot, c.lb,
             c.connect_timeout_ms, endpoints, [schedule[i] for i in range(c.schedule_count)],
         )

@@ -243,7 +243,7 @@ cdef bint _search(Machine *m, uint32_t start, uint32_t *best) noexcept nogil:
     m.mark += 1
     while True:
         if not matched:
-            for i in range(SLOTS):
+            for i in range(<uint32_t>SLOTS):
                 fresh[i] = PLAN_NONE
             _follow(m, now, 0, at, fresh)    # the least preferred thread: one that starts here
         if now.count == 0 and (matched or at >= m.n):

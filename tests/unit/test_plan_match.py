@@ -1,4 +1,5 @@
-"""The index and the plain reading of the rules give the same answer; that answer is the first match in order."""
+"""The index and the plain reading of the rules give the same answer; that answer is the first match in
+order."""
 
 from __future__ import annotations
 
@@ -128,8 +129,8 @@ def many(count: int, make: Any) -> list[Route]:
     ids=["header", "path", "exact", "cross", "names", "regex", "query", "cookie"],
 )
 def test_cost_does_not_grow_with_rules(make: Any, target: str, fields: Any) -> None:
-    """Steps of the search (trie nodes, words, rules looked at), not time: the last of 2,000 costs little more than
-    the only one."""
+    """Steps of the search (trie nodes, words, rules looked at), not time: the last of 2,000 costs little
+    more than the only one."""
     steps = {}
     for count in (1, 2000):
         plan = view(tables({"*": many(count, make)}))
