@@ -80,22 +80,15 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 5.0) -> None:
 
 def parent(pid: int) -> int:
     """Parent of a process; 0 when it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[1])
+    fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0
 
 
 def descendants(pid: int) -> list[int]:
     """Every process below ``pid``, in the order of their birth in the tree."""
     found: list[int] = []
     for task in _tasks(pid):
-        try:
-            children = Path(f"/proc/{pid}/task/{task}/children").read_text().split()
-        except OSError:
-            continue
-        for child in children:
+        for child in _read(f"/proc/{pid}/task/{task}/children").split():
             found += [int(child), *descendants(int(child))]
     return found
 
@@ -115,16 +108,28 @@ def yield_core(pids: Iterable[int]) -> None:
             os.sched_setscheduler(int(task), os.SCHED_IDLE, os.sched_param(0))
 
 
-def cpu_ns(pids: Iterable[int]) -> int:
-    """Nanoseconds these processes have run, all threads, user and system: the scheduler's own account."""
-    total = 0
+Clock = dict[int, int]
+"""Nanoseconds run, by process; under its negative number what its ended children ran."""
+
+
+def cpu_clock(pids: Iterable[int]) -> Clock:
+    """What these processes have run, all threads, user and system: the scheduler's own account."""
+    clock: Clock = {}
     for pid in pids:
-        for task in _tasks(pid):
-            try:
-                total += int(Path(f"/proc/{pid}/task/{task}/schedstat").read_text().split()[0])
-            except OSError:
-                continue
-    return total
+        threads = [_read(f"/proc/{pid}/task/{task}/schedstat") for task in _tasks(pid)]
+        clock[pid] = sum(int(text.split()[0]) for text in threads if text)
+        fields = _read(f"/proc/{pid}/stat").rpartition(")")[2].split()
+        if fields:  # cutime and cstime: ticks, coarser, and 0 for most
+            clock[-pid] = (int(fields[13]) + int(fields[14])) * (1_000_000_000 // os.sysconf("SC_CLK_TCK"))
+    return clock
+
+
+def cpu_between(before: Clock, after: Clock) -> int:
+    """Nanoseconds run from one reading to the next. A process that ended is in its parent's account, with all
+    it ever ran; what it had run before is taken off."""
+    run = sum(value - before.get(key, 0) for key, value in after.items())
+    ended = sum(value for key, value in before.items() if key not in after)
+    return max(0, run - ended)
 
 
 class Memory(NamedTuple):
@@ -143,8 +148,8 @@ def memory(pids: Iterable[int]) -> Memory:
     """Proportional set size of these processes (``smaps_rollup``)."""
     total = Memory(0, 0)
     for pid in pids:
-        sizes = {}
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+        sizes = dict.fromkeys(("Pss", "Pss_Anon", "Pss_Shmem"), 0)
+        for line in _read(f"/proc/{pid}/smaps_rollup").splitlines()[1:]:
             name, value = line.split(":")
             sizes[name] = int(value.split()[0]) * 1024
         total += Memory(sizes["Pss"], sizes["Pss_Anon"] + sizes["Pss_Shmem"])
@@ -157,6 +162,14 @@ def free_port() -> int:
         s.bind(("127.0.0.1", 0))
         port: int = s.getsockname()[1]
         return port
+
+
+def _read(path: str) -> str:
+    """A file of /proc; empty when its process is gone."""
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""
 
 
 def _tasks(pid: int) -> list[str]:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from benchmarks import chart
+from benchmarks.peers import PEERS
 from benchmarks.scenarios import ROWS
 from benchmarks.targets import TARGETS, Results
 
@@ -118,6 +119,16 @@ def failures(results: Results) -> list[str]:
     return ["## Failed or skipped", "", *lines, ""] if lines else []
 
 
+def peer_lines(results: Results) -> list[str]:
+    """What each peer is, in its own words; the configuration is where they are."""
+    lines = []
+    for name in results["peers"]:
+        peer = PEERS[name]
+        file = peer.__module__.rpartition(".")[2] + ".py"
+        lines.append(f"- [{name}](../peers/{file}): {' '.join((peer.__doc__ or '').split())}")
+    return [*lines, ""]
+
+
 def markdown(results: Results, charts: list[str]) -> str:
     """The whole report."""
     machine, options = results["machine"], results["options"]
@@ -179,6 +190,9 @@ def markdown(results: Results, charts: list[str]) -> str:
         "among all Python processes that run, this program too.)",
         "",
         *by_peer(results, MEMORY_ROWS[1:], lambda slot: spread(slot, "per_conn", 1024)),
+        "## The peers",
+        "",
+        *peer_lines(results),
         *failures(results),
     ]
     return "\n".join(lines)
@@ -224,7 +238,7 @@ def render(file: Path) -> None:
 
 def terminal() -> Console:
     """A console that is wide enough when nobody watches."""
-    return Console(width=None if sys.stdout.isatty() else 110)
+    return Console(width=None if sys.stdout.isatty() else 150)
 
 
 def show(results: Results, console: Console) -> None:

@@ -23,7 +23,7 @@ from benchmarks.load import Failed
 from benchmarks.origin import Origin
 from benchmarks.peers import PEERS, Peer, Upstream
 from benchmarks.peers.fastproxy import Fastproxy
-from benchmarks.process import BUILD, ROOT, Cores, compile_c, cores, settle_on, yield_core
+from benchmarks.process import BUILD, ROOT, Cores, compile_c, cores, cpu_between, settle_on, yield_core
 from benchmarks.scenarios import GROUPS, ROWS, Row, Setup
 
 Sample = dict[str, Any]
@@ -110,29 +110,29 @@ class Run:
 
     def counted(self, peer: Peer, row: Row, rate: float) -> Sample:
         """Load, with the kernel's account of CPU and the origin's of requests around it."""
-        pids = peer.worker_pids() + peer.agent_pids()
+        pids = peer.worker_pids()
         logged = self.logged(peer, row)
         seen, cpu, began = self.origin.counters(), peer.cpu(), time.monotonic()
         counted = load.run(row, peer.port, self.seconds * row.longer, self.folder, rate)
         cpu_after, elapsed = peer.cpu(), time.monotonic() - began
         forwarded = self.origin.counters().since(seen)
-        if peer.worker_pids() + peer.agent_pids() != pids:
-            raise Failed("its processes changed during the measurement")
+        if peer.worker_pids() != pids:
+            raise Failed("its workers changed during the measurement")
         if abs(forwarded.requests - counted.requests) > 2 * row.conns + 0.005 * counted.requests:
             raise Failed(f"{counted.requests} answers counted, {forwarded.requests} given by the origin")
         if row.upload and forwarded.uploaded < row.upload * counted.requests:
             raise Failed(
                 f"{counted.requests} uploads answered, {forwarded.uploaded} bytes reached the origin"
             )
-        worker = (cpu_after[0] - cpu[0]) / 1e3 / counted.requests
-        agent = (cpu_after[1] - cpu[1]) / 1e3 / counted.requests
+        worker_ns, agent_ns = (cpu_between(*pair) for pair in zip(cpu, cpu_after, strict=True))
+        worker, agent = worker_ns / 1e3 / counted.requests, agent_ns / 1e3 / counted.requests
         sample: Sample = {
             "requests": counted.requests,
             "rps": counted.requests / counted.seconds,
             "cpu_us": worker + agent,
             "worker_us": worker,
             "agent_us": agent,
-            "busy": (cpu_after[0] - cpu[0]) / 1e9 / elapsed,
+            "busy": worker_ns / 1e9 / elapsed,
             "p50": counted.p50,
             "p99": counted.p99,
             "max": counted.max,

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from benchmarks.load import Failed, check
-from benchmarks.process import Cores, Memory, cpu_ns, descendants, free_port, memory, spawn, stop
+from benchmarks.process import Clock, Cores, Memory, cpu_clock, descendants, free_port, memory, spawn, stop
 from benchmarks.scenarios import Row, Setup
 
 
@@ -91,9 +91,9 @@ class Peer(ABC):
         """Processes beside them, whose cost counts too."""
         return []
 
-    def cpu(self) -> tuple[int, int]:
-        """Nanoseconds run: workers, others."""
-        return cpu_ns(self.worker_pids()), cpu_ns(self.agent_pids())
+    def cpu(self) -> tuple[Clock, Clock]:
+        """What has been run: workers, others."""
+        return cpu_clock(self.worker_pids()), cpu_clock(self.agent_pids())
 
     def memory(self) -> tuple[Memory, Memory]:
         """Workers, others."""

@@ -18,7 +18,7 @@ ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
 
 
 class Envoy(Peer):
-    """Rules are routes of one virtual host, tried in order: the first that matches."""
+    """One worker thread. Rules are routes of one virtual host, tried in order: the first that matches."""
 
     name = "envoy"
     patience = 40.0

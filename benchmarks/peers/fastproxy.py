@@ -48,7 +48,8 @@ RULE = """\
 
 
 class Fastproxy(Peer):
-    """Rules are VirtualService documents read by ``-c``; without rules it is the one-line proxy."""
+    """``fastproxy run`` with one worker and metrics; the agent beside it counts. Rules are VirtualService
+    documents read by ``-c``; without rules it is the one-line proxy."""
 
     name = "fastproxy"
     patience = 120.0  # 10,000 rules of YAML

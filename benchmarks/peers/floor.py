@@ -8,7 +8,7 @@ from benchmarks.process import BUILD
 
 
 class Floor(Peer):
-    """Reads of 64 KiB."""
+    """A C relay that only looks for the end of the head; reads of 64 KiB."""
 
     name = "floor"
     options: tuple[str, ...] = ("64",)
@@ -27,7 +27,7 @@ class Floor(Peer):
 
 
 class Floor256(Floor):
-    """Reads of 256 KiB: for large answers."""
+    """The floor with reads of 256 KiB: for large answers."""
 
     name = "floor-256k"
     options = ("256",)
@@ -39,7 +39,7 @@ class Floor256(Floor):
 
 
 class FloorSplice(Floor):
-    """What follows the first 16 KiB of an answer stays in the kernel."""
+    """The floor with splice: what follows the first 16 KiB of an answer stays in the kernel."""
 
     name = "floor-splice"
     options = ("16", "splice")

@@ -30,7 +30,8 @@ backend origin
 
 
 class HAProxy(Peer):
-    """Rules are ``use_backend`` lines with two ACLs each, tried in order: the first that matches."""
+    """One thread, default buffers. Rules are ``use_backend`` lines with two ACLs each, tried in order: the
+    first that matches."""
 
     name = "haproxy"
     global_more = ""

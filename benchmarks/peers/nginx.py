@@ -64,8 +64,8 @@ proxy_buffering off;            # pass on what was read before reading more
 
 
 class Nginx(Peer):
-    """Rules are one prefix location each (found in a tree, longest first, not in order) with an ``if`` on the
-    header inside; that says the same only because no two rules share a prefix."""
+    """One worker, buffers of 32 KiB. Rules are one prefix location each (found in a tree, longest first, not
+    in order) with an ``if`` on the header inside; that says the same only because no two share a prefix."""
 
     name = "nginx"
     buffers = BUFFERED
