@@ -63,16 +63,13 @@ FLAGS: dict[str, Flag] = {
     ),
     "write_timeout": Flag(TIMEOUTS, "Downstream takes nothing.", low=0.01, high=YEAR),
     "half_close_timeout": Flag(
-        TIMEOUTS, "Downstream that ended its side behind a request counts as gone.", low=0.01, high=YEAR
-    ),
-    "connect_timeout": Flag(
-        TIMEOUTS, "Upstream connect; a DestinationRule may say less.", low=0.01, high=YEAR
-    ),
-    "half_close_timeout": Flag(
         TIMEOUTS,
         "How long a client that sent FIN behind its request still gets its answer.",
         low=0.001,
         high=YEAR,
+    ),
+    "connect_timeout": Flag(
+        TIMEOUTS, "Upstream connect; a DestinationRule may say less.", low=0.01, high=YEAR
     ),
     "upstream_idle_timeout": Flag(TIMEOUTS, "Pooled upstream connection.", low=0.01, high=YEAR),
     "upstream_read_timeout": Flag(
