@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, get_args, get_origin
@@ -45,6 +46,7 @@ MAX_EXPLAINED = 10 * MAX_PROBLEMS  # looked at, to tell the first ones
 LATER = "known but not supported yet"
 
 Identity = tuple[str, str, str]
+Told = tuple[tuple[PathPart, ...], str]  # a field and what is wrong with it
 
 
 class Row(NamedTuple):
@@ -148,8 +150,9 @@ def _read_one(
         try:
             resource = model.model_validate(value, context={"ours": value["apiVersion"] == OURS})
         except ValidationError as error:
-            details = error.errors(include_url=False)
-            problems = [at(*_explain(model, e, value["apiVersion"] == OURS)) for e in details[:MAX_EXPLAINED]]
+            details = error.errors(include_url=False)[:MAX_EXPLAINED]
+            told = [_explain(model, e, value["apiVersion"] == OURS) for e in details]
+            problems = [at(*one) for one in _without_echoes(told)]
     if problems:
         return [], _bounded(problems)
     row = Row(*identity, chunk.file, line, text)
@@ -187,7 +190,7 @@ def _kind_of(value: Any) -> str:
     return names[type(value)]
 
 
-def _envelope(value: dict[str, Any]) -> tuple[tuple[PathPart, ...], str] | None:
+def _envelope(value: dict[str, Any]) -> Told | None:
     """What is wrong with kind, apiVersion or metadata.name, so that no schema can be chosen."""
     for key in ("apiVersion", "kind"):
         if key not in value:
@@ -239,7 +242,10 @@ _WORDS = {
 }
 
 
-def _explain(model: type[Model], error: ErrorDetails, ours: bool) -> tuple[tuple[PathPart, ...], str]:
+_HINT = re.compile(r"\Aunknown field \(did you mean (\w+)\)\Z")
+
+
+def _explain(model: type[Model], error: ErrorDetails, ours: bool) -> Told:
     """The path and the sentence for one of pydantic's errors."""
     loc: tuple[PathPart, ...] = tuple(part for part in error["loc"] if part != "[key]")
     context = error.get("ctx", {})
@@ -254,6 +260,16 @@ def _explain(model: type[Model], error: ErrorDetails, ours: bool) -> tuple[tuple
     if kind in _WORDS:
         return loc, _WORDS[kind].format(kind=_kind_of(given) if kind.endswith("_type") else "", **context)
     return loc, error["msg"]
+
+
+def _without_echoes(told: list[Told]) -> list[Told]:
+    """A required field that is only misspelt is one error, not two."""
+    guessed = {(path[:-1], hint[0]) for path, message in told if (hint := _HINT.findall(message))}
+    return [
+        (path, message)
+        for path, message in told
+        if message != _WORDS["missing"] or (path[:-1], path[-1]) not in guessed
+    ]
 
 
 def _unknown(model: type[Model] | None, name: str, ours: bool) -> str:
