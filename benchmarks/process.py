@@ -132,6 +132,12 @@ def cpu_between(before: Clock, after: Clock) -> int:
     return max(0, run - ended)
 
 
+def wait_ns(pids: Iterable[int]) -> int:
+    """Nanoseconds these processes were ready to run and had no core: others were on it."""
+    texts = [_read(f"/proc/{pid}/task/{task}/schedstat") for pid in pids for task in _tasks(pid)]
+    return sum(int(text.split()[1]) for text in texts if text)
+
+
 class Memory(NamedTuple):
     """Bytes. ``pss`` shares each page among its users; ``user`` is what of it is not a file's."""
 

@@ -119,6 +119,23 @@ def failures(results: Results) -> list[str]:
     return ["## Failed or skipped", "", *lines, ""] if lines else []
 
 
+def disturbance(results: Results) -> str:
+    """How quiet the machine was, by what the proxies waited for their core."""
+    shares = [
+        sample["waited"]
+        for slots in results["rows"].values()
+        for slot in slots.values()
+        for sample in slot["samples"]
+        if "waited" in sample
+    ]
+    if not shares:
+        return ""
+    return (
+        f"Other work on the machine kept a proxy waiting for its core {median(shares):.1%} of the time (median "
+        f"of all measurements, at most {max(shares):.0%})."
+    )
+
+
 def peer_lines(results: Results) -> list[str]:
     """What each peer is, in its own words; the configuration is where they are."""
     lines = []
@@ -151,7 +168,7 @@ def markdown(results: Results, charts: list[str]) -> str:
         f"Medians of {options['rounds']} rounds of {options['seconds']} s (least–most); the peers take turns "
         "within a round. CPU is what the kernel's scheduler accounts to all processes of a proxy, user and "
         "system, per request. One worker each, metrics of fastproxy on, logs off. "
-        f"{versions}.",
+        f"{versions}. {disturbance(results)}",
         "",
         *[f"![{name}]({name}.svg)\n" for name in charts],
         "## Targets",

@@ -23,7 +23,17 @@ from benchmarks.load import Failed
 from benchmarks.origin import Origin
 from benchmarks.peers import PEERS, Peer, Upstream
 from benchmarks.peers.fastproxy import Fastproxy
-from benchmarks.process import BUILD, ROOT, Cores, compile_c, cores, cpu_between, settle_on, yield_core
+from benchmarks.process import (
+    BUILD,
+    ROOT,
+    Cores,
+    compile_c,
+    cores,
+    cpu_between,
+    settle_on,
+    wait_ns,
+    yield_core,
+)
 from benchmarks.scenarios import GROUPS, ROWS, Row, Setup
 
 Sample = dict[str, Any]
@@ -112,9 +122,11 @@ class Run:
         """Load, with the kernel's account of CPU and the origin's of requests around it."""
         pids = peer.worker_pids()
         logged = self.logged(peer, row)
+        waited = wait_ns(pids)
         seen, cpu, began = self.origin.counters(), peer.cpu(), time.monotonic()
         counted = load.run(row, peer.port, self.seconds * row.longer, self.folder, rate)
         cpu_after, elapsed = peer.cpu(), time.monotonic() - began
+        waited = wait_ns(pids) - waited
         forwarded = self.origin.counters().since(seen)
         if peer.worker_pids() != pids:
             raise Failed("its workers changed during the measurement")
@@ -133,6 +145,7 @@ class Run:
             "worker_us": worker,
             "agent_us": agent,
             "busy": worker_ns / 1e9 / elapsed,
+            "waited": waited / 1e9 / elapsed,
             "p50": counted.p50,
             "p99": counted.p99,
             "max": counted.max,
