@@ -1,4 +1,4 @@
-"""Fixtures of the adversity tests: an upstream that says ok, and nothing left behind."""
+"""Fixtures of the adversity tests: an upstream that says ok."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.origin import Origin
-from tests.support.proxy import Proxy
 
 
 @pytest.fixture(scope="package")
@@ -15,10 +14,3 @@ def origin() -> Iterator[Origin]:
     """The origin of this process; ``/ok`` is the smallest answer."""
     with Origin() as origin:
         yield origin
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy_left() -> Iterator[None]:
-    """Every proxy that a test starts it also stops."""
-    yield
-    assert Proxy.live == []

@@ -57,28 +57,24 @@ def test_descriptors_for_upstreams_run_out(origin: Origin) -> None:
 def test_slowloris(origin: Origin) -> None:
     """200 clients that send a head byte by byte: each is closed in time, the others do not notice."""
     with Proxy(to=origin.address, header_timeout=1.0) as proxy:
-        begun = time.monotonic()
-        slow = [dial(proxy.address) for _ in range(200)]
-        with Load(proxy.address, connections=8, target="/ok") as load:
-            ended = 0
-            letters = b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 1000
-            for letter in letters[:15]:
+        with contextlib.ExitStack() as stack:
+            begun = time.monotonic()
+            slow = [stack.enter_context(dial(proxy.address)) for _ in range(200)]
+            with Load(proxy.address, connections=8, target="/ok") as load:
+                for letter in (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 1000)[:15]:
+                    for sock in slow:
+                        with contextlib.suppress(ConnectionError):
+                            sock.sendall(bytes([letter]))
+                    time.sleep(0.1)
                 for sock in slow:
+                    sock.settimeout(5)
+                    data = b""
                     with contextlib.suppress(ConnectionError):
-                        sock.sendall(bytes([letter]))
-                time.sleep(0.1)
-            for sock in slow:
-                sock.settimeout(5)
-                data = b""
-                with contextlib.suppress(ConnectionError):
-                    while part := sock.recv(4096):
-                        data += part
-                ended += 1
-                assert data == b"" or data.startswith(b"HTTP/1.1 408 "), data
-                sock.close()
-            assert ended == 200
-            assert time.monotonic() - begun < 6
-            load.wait_progress(100)
+                        while part := sock.recv(4096):
+                            data += part
+                    assert data == b"" or data.startswith(b"HTTP/1.1 408 "), data
+                assert time.monotonic() - begun < 6
+                load.wait_progress(100)
         assert (load.result.wrong, load.result.broken) == ([], [])
         proxy.pooled = True
         proxy.assert_counts_at_zero()

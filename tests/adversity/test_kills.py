@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 
-from tests.support.client import Client, dial
+from tests.support.client import dial, linger_zero
 from tests.support.load import Load
 from tests.support.origin import Origin
 from tests.support.proxy import ROOT, Proxy, free_port
@@ -130,13 +130,12 @@ def test_reset_storm(origin: Origin) -> None:
         large = b"GET /bytes/3000000 HTTP/1.1\r\nHost: a\r\n\r\n"
         with Load(proxy.address, connections=4, target="/ok") as load:
             for number in range(400):
-                client = Client.__new__(Client)
-                client.sock = dial(proxy.address)
                 data = request if number % 3 else large
-                client.sock.sendall(data[: number % (len(data) + 1)] if number % 2 else data)
-                if number % 5 == 0:
-                    client.sock.recv(1000 if data is large and number % 2 == 0 else 0)
-                client.reset()
+                with dial(proxy.address) as sock:
+                    linger_zero(sock)
+                    sock.sendall(data[: number % (len(data) + 1)] if number % 2 else data)
+                    if number % 4 == 0 and data is large:
+                        sock.recv(1000)
             load.wait_progress(100)
         assert (load.result.wrong, load.result.broken) == ([], [])
         proxy.pooled = True

@@ -30,8 +30,7 @@ class _Connection(asyncio.Protocol):
         self.busy = False
         self.ended = asyncio.get_running_loop().create_future()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.transport = transport
         self.ask()
 
@@ -98,7 +97,11 @@ class Load:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self.wait_progress()
+        try:
+            self.wait_progress()
+        except AssertionError:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
