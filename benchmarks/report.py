@@ -131,8 +131,8 @@ def disturbance(results: Results) -> str:
     if not shares:
         return ""
     return (
-        f"Other work on the machine kept a proxy waiting for its core {median(shares):.1%} of the time (median "
-        f"of all measurements, at most {max(shares):.0%})."
+        f"Other work on the machine kept a proxy waiting for its core {median(shares):.1%} of the time "
+        f"(median of all measurements, at most {max(shares):.0%})."
     )
 
 
