@@ -85,6 +85,12 @@ class Step(NamedTuple):
     route: int
     failed: Failed | None
 
+class Refused(ValueError):
+    """The parser refuses the request; ``kind`` says why (``fastproxy.errors.Kind``)."""
+
+    kind: int
+    def __init__(self, kind: int) -> None: ...
+
 def name_hash(name: bytes, *, fold: bool) -> int:
     """Hash of a host name (``fold``), parameter or cookie, as the plan's tables use it."""
 
@@ -95,7 +101,7 @@ class PlanView:
     """One plan, as the workers read it. ValueError: the buffer is not a plan of this build.
 
     ``request`` is a whole request head; ``slashes`` and ``merge`` are those of ``path_normalise``;
-    ``https`` says that it came over TLS. They raise ValueError for a head or path that is refused,
+    ``https`` says that it came over TLS. They raise Refused for a head or path that is malformed,
     LookupError for a listener that is not in the plan.
     """
 

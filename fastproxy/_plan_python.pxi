@@ -28,6 +28,14 @@ Step = namedtuple("Step", "rule route failed")
 Failed = namedtuple("Failed", "subject kind negated fold name value number found")
 
 
+class Refused(ValueError):
+    """The parser refuses the request; ``kind`` says why (fastproxy.errors.Kind)."""
+
+    def __init__(self, kind):
+        super().__init__(f"request refused: kind {kind}")
+        self.kind = kind
+
+
 def name_hash(bytes name, *, fold):
     """Hash of a host name (``fold``), parameter or cookie, as the plan's tables use it."""
     return _name_hash(<const uint8_t *>name, len(name), fold)
@@ -109,8 +117,10 @@ cdef class PlanView:
         limits.portable = False
         self.data = request
         n = scan_request(<const uint8_t *>request, len(request), &limits, head)
-        if n <= 0:
-            raise ValueError(f"not a request head: {n}")
+        if n < 0:
+            raise Refused(-n)
+        if n == 0:
+            raise ValueError("the request head has no end")
         r.head = head
         r.host = head.base + head.host.at
         r.host_len = head.host.len
@@ -127,7 +137,7 @@ cdef class PlanView:
         else:
             n = path_normalise(head.base + head.path.at, head.path.len, slashes, merge, <uint8_t *>room)
             if n < 0:
-                raise ValueError(f"path refused: {n}")
+                raise Refused(-n)
         self.normal = bytes(room[:n])
         r.path = self.normal
         r.path_len = n

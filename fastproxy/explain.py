@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from fastproxy import _plan
-from fastproxy.tables import Listener, Tables
+from fastproxy.errors import TABLE, Kind
+from fastproxy.tables import Listener, Match, Route, Tables
 
 MESH = "mesh"
 ACTIONS = {1: "forward", 2: "redirect", 3: "direct response"}
@@ -21,11 +22,13 @@ SUBSTITUTE: Listener = {"address": "", "port": 0, "protocol": "HTTP"}
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One rule. ``rule``: its number in the host, from 1. ``reason``: empty for the one that matched."""
+    """One rule. ``rule``: its number in the host, from 1. ``reason``: empty for the one that matched.
+    ``match``: what the document calls it."""
 
     rule: int
     route: str
     reason: str
+    match: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +193,18 @@ def explain(
     try:
         port = parts.port or 0
         out.listener, out.listener_reason = choose_listener(tables, port, https, listener)
+        if out.listener not in view.listeners():
+            raise LookupError(f"listener {out.listener} is not open here")
     except LookupError as wrong:
-        out.error = str(wrong)
+        out.listener, out.error = "", str(wrong)
         return out
     options: dict[str, Any] = {"slashes": slashes, "merge": merge, "https": https}
-    steps = view.explain(out.listener, raw, **options)
+    try:
+        steps = view.explain(out.listener, raw, **options)
+    except _plan.Refused as wrong:
+        row = TABLE[Kind(wrong.kind)]
+        out.error = f"{row.status} {row.flag}: {row.message}"
+        return out
     found = view.host(out.listener, raw, **options)
     named = [value for name, value in headers if name.lower() == "host"]
     if named:
@@ -207,15 +217,16 @@ def explain(
     if out.virtual_host.startswith((".", "-")):
         out.virtual_host = f"*{out.virtual_host}"
     out.source = tables["routes"][f"{out.listener} {out.virtual_host}"]["source"]
+    rules = _rules(tables["routes"][f"{out.listener} {out.virtual_host}"]["routes"])
     for step in steps:
-        route = view.route(step.route)
+        name = view.route(step.route).name.decode()
         reason = "" if step.failed is None else _reason(step.failed)
-        out.tried.append(Tried(step.rule + 1, route.name.decode(), reason))
+        out.tried.append(Tried(step.rule + 1, name, reason, rules[step.rule][1].get("name", "")))
     target = view.match(out.listener, raw, **options)
     if target is None:
         out.error = f"404 NR: no rule of {out.virtual_host} matches"
         return out
-    _describe(out, tables, view, view.route(target.route))
+    _describe(out, rules[target.rule][0], view, view.route(target.route))
     sent = view.rewritten(out.listener, raw, **options)
     if out.action == "redirect":
         out.sent = (sent or b"").decode("utf-8", "backslashreplace")
@@ -225,7 +236,12 @@ def explain(
     return out
 
 
-def _describe(out: Explanation, tables: Tables, view: _plan.PlanView, route: _plan.RouteView) -> None:
+def _rules(routes: list[Route]) -> list[tuple[Route, Match]]:
+    """Match blocks in the order in which the plan numbers them."""
+    return [(route, match) for route in routes for match in (route["matches"] or [Match()])]
+
+
+def _describe(out: Explanation, row: Route, view: _plan.PlanView, route: _plan.RouteView) -> None:
     out.route = route.name.decode()
     out.action = ACTIONS[route.kind]
     out.status = route.status
@@ -233,14 +249,7 @@ def _describe(out: Explanation, tables: Tables, view: _plan.PlanView, route: _pl
     out.authority = route.authority.decode()
     out.request_set, out.request_remove = _lines(route.request)
     out.response_set, out.response_remove = _lines(route.response)
-    rows = tables["routes"][f"{out.listener} {out.virtual_host}"]["routes"]
-    first = out.tried[-1].rule - 1
-    for row in rows:
-        count = max(1, len(row["matches"]))
-        if first < count:
-            names = [d["cluster"] for d in row.get("destinations", [])]
-            break
-        first -= count
+    names = [d["cluster"] for d in row.get("destinations", [])]
     total = sum(d.weight for d in route.destinations)
     for name, destination in zip(names, route.destinations, strict=True):
         endpoints = (
