@@ -149,6 +149,7 @@ cdef struct Head:
 # States of the chunked coding, RFC 9112 §7.1
 cdef struct Chunked:
     uint64_t left               # bytes left of the current chunk's data
+    uint64_t data               # bytes of chunk data so far
     uint32_t line               # bytes of the current size line, or of the trailer section, so far (bounded)
     uint32_t extensions         # bytes of all extensions so far (bounded)
     uint8_t state               # 0 is the start; CHUNKED_DONE the end

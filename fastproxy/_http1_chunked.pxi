@@ -181,6 +181,7 @@ cdef inline int64_t _chunked(Chunked *c, const uint8_t *p, size_t n, size_t *at,
         if c.state == DATA:
             run = n - i if n - i < c.left else <size_t>c.left
             c.left -= run
+            c.data += run
             if c.left == 0:
                 c.state = DATA_CR
             if at:

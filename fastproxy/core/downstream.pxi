@@ -7,6 +7,13 @@ cdef void listener_on_event(Worker *w, Listener *l) noexcept nogil:
     cdef Conn *d
     cdef int fd
     cdef int turn
+    if w.live.header.workers > 1 and not l.deferred and workers_ahead(w):
+        l.deferred = True
+        l.paused = True
+        epoll_ctl(w.epfd, EPOLL_CTL_DEL, l.fd, NULL)
+        timer_set(w, &w.pacer.timer, w.now_ms + 1)
+        return
+    l.deferred = False
     for turn in range(64):
         if w.options.max_connections and w.connection_count >= w.options.max_connections:
             listeners_pause(w)
@@ -25,6 +32,18 @@ cdef void listener_on_event(Worker *w, Listener *l) noexcept nogil:
             c_close(fd)
             return
         down_open(w, d, l, fd, &storage)
+
+cdef bint workers_ahead(Worker *w) noexcept nogil:
+    """This worker has more connections than another that is running: who wakes first would otherwise take them all. It
+    steps back once; a connection that nobody took meanwhile is taken after all."""
+    cdef uint64_t least = w.connection_count
+    cdef const Gauges *g
+    cdef uint32_t i
+    for i in range(w.live.header.workers):
+        g = <const Gauges *>(w.live.columns + i * w.live.column)
+        if g.ticks and g.downstream_connections < least:
+            least = g.downstream_connections
+    return w.connection_count > least + 2 + (least >> 3)
 
 cdef void down_open(Worker *w, Conn *d, Listener *l, int fd, const sockaddr_storage *peer) noexcept nogil:
     d.side = SIDE_DOWN
@@ -310,6 +329,6 @@ cdef void conn_timeout(Worker *w, Conn *c) noexcept nogil:
         down_on_timeout(w, c)
     elif c.side == SIDE_UP:
         up_on_timeout(w, c)
-    elif w.accept_paused:
+    else:
         w.accept_paused = False
         listeners_resume(w)

@@ -53,7 +53,7 @@ cdef void exchange_start(Worker *w, Conn *d, uint8_t *p, size_t used, size_t n) 
             ex.flags |= EX_REQUEST_DONE
     else:
         ex.flags |= EX_REQUEST_DONE
-    ex.received = body
+    ex.received = ex.request_chunked.data if h.framing == FRAMING_CHUNKED else <uint64_t>body
     if used + body < n and not down_keep_input(w, d, p + used + body, n - used - body):
         exchange_abort(w, ex, KIND_OVERLOAD)
         return
@@ -219,7 +219,7 @@ cdef void exchange_connect(Worker *w, Exchange *ex, bint fresh) noexcept nogil:
     if u == NULL:
         u = up_open(w, ex.plan, ex.endpoint, &kind)
         if u == NULL:
-            exchange_fail(w, ex, <uint8_t>kind, 0)
+            exchange_connect_failed(w, ex, <uint8_t>kind)
             return
     ex.up = u
     u.exchange = ex
@@ -227,6 +227,26 @@ cdef void exchange_connect(Worker *w, Exchange *ex, bint fresh) noexcept nogil:
         timer_set(w, &u.timer, up_deadline(w, ex, ex.cluster.connect_timeout_ms or w.options.connect_timeout))
     else:
         exchange_send(w, ex)
+
+cdef void exchange_connect_failed(Worker *w, Exchange *ex, uint8_t kind) noexcept nogil:
+    """Nothing reached an application, so another endpoint may be asked: as many as Istio's default of two retries."""
+    cdef const Endpoint *other
+    cdef Conn *u = ex.up
+    if w.errors[kind].status and kind != KIND_OVERLOAD and ex.attempts < 3:
+        other = balance_pick(ex.plan, ex.cluster, &w.live, <uint32_t>(random_next(w) >> 32), ex.endpoint)
+        if other != NULL and other.slot != ex.endpoint.slot:
+            if u != NULL:
+                u.exchange = NULL
+                ex.up = NULL
+                conn_close(w, u, False)
+            w.live.endpoint[ex.endpoint.slot].active -= 1
+            w.live.endpoint[ex.endpoint.slot].errors += 1
+            ex.endpoint = other
+            w.live.endpoint[other.slot].active += 1
+            w.live.endpoint[other.slot].requests += 1
+            exchange_connect(w, ex, False)
+            return
+    exchange_fail(w, ex, kind, 0)
 
 cdef void exchange_send(Worker *w, Exchange *ex) noexcept nogil:
     """The connection stands: head and what came with it go out."""
@@ -288,7 +308,7 @@ cdef void request_pump(Worker *w, Exchange *ex) noexcept nogil:
             if body < n and not down_keep_input(w, d, w.input + body, n - body):
                 exchange_abort(w, ex, KIND_OVERLOAD)
                 return
-        ex.received += body
+        ex.received = ex.request_chunked.data if ex.request_framing == FRAMING_CHUNKED else ex.received + body
         if w.options.max_body and ex.received > w.options.max_body:
             exchange_fail(w, ex, KIND_BODY_SIZE, 0)
             return
@@ -308,15 +328,16 @@ cdef void request_pump(Worker *w, Exchange *ex) noexcept nogil:
     if d.flags & CONN_READABLE:
         conn_queue(w, d)
 
-cdef bint exchange_retry(Worker *w, Exchange *ex) noexcept nogil:
-    """A pooled connection that the upstream closed just then: once more on a fresh one (RFC 9112 §9.3.1). Methods that
-    are not idempotent only when the upstream's kernel has taken none of it."""
+cdef bint exchange_retry(Worker *w, Exchange *ex, bint reset) noexcept nogil:
+    """A pooled connection that the upstream closed just then: once more on a fresh one (RFC 9112 §9.3.1). A method that
+    is not idempotent only when the upstream cannot have acted on it (RFC 9110 §9.2.2): its kernel acknowledged nothing,
+    or reset the connection, which is what close() does while the request lies unread."""
     cdef Conn *u = ex.up
     cdef tcp_info info
     cdef socklen_t length = sizeof(info)
     if not (u.flags & CONN_REUSED) or ex.flags & (EX_RETRIED | EX_UPSTREAM_BYTES) or ex.head == NULL:
         return False
-    if not (ex.flags & EX_IDEMPOTENT):
+    if not (ex.flags & EX_IDEMPOTENT) and not reset:
         if u.flags & CONN_UNIX:
             if u.total != ex.sent_before:
                 return False

@@ -217,7 +217,10 @@ cdef void response_body(Worker *w, Exchange *ex, uint8_t *p, size_t n, size_t he
         done = True
     if done and <size_t>used < n:
         ex.flags &= ~EX_KEEP_UP             # it says more than it framed: none of that may reach the next answer
-    ex.sent += out_len
+    if ex.response_framing == FRAMING_CHUNKED:
+        ex.sent = ex.response_chunked.data
+    else:
+        ex.sent += out_len
     if head_len and out_len <= 8192 and head_len + out_len <= w.output_size:
         memcpy(w.output + head_len, out, out_len)
         head_len += out_len
@@ -260,7 +263,7 @@ cdef void response_cut(Worker *w, Exchange *ex, bint clean) noexcept nogil:
         else:
             exchange_abort(w, ex, KIND_UPSTREAM_TRUNCATED)
         return
-    if exchange_retry(w, ex):
+    if exchange_retry(w, ex, not clean and errno == ECONNRESET):
         return
     if ex.flags & EX_UPSTREAM_BYTES and clean:
         exchange_fail(w, ex, KIND_UPSTREAM_PROTOCOL, BAD_LINE)

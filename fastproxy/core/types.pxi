@@ -55,6 +55,7 @@ cdef struct Listener:
     uint8_t side                    # SIDE_LISTENER; first, as in Conn
     uint8_t paused                  # not in epoll: out of descriptors or at the limit
     uint8_t closing
+    uint8_t deferred                # left the last connection to workers that have fewer
     uint16_t family
     int fd
     uint32_t plan_index             # in the current plan; 0xFFFFFFFF: not there

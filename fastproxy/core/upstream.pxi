@@ -75,10 +75,7 @@ cdef void up_on_connected(Worker *w, Conn *u) noexcept nogil:
     cdef socklen_t length = sizeof(error)
     c_getsockopt(u.fd, SOL_SOCKET, SO_ERROR, &error, &length)
     if error:
-        if u.exchange != NULL:
-            exchange_fail(w, u.exchange, KIND_CONNECT_FAILED, 0)
-        else:
-            conn_close(w, u, False)
+        exchange_connect_failed(w, u.exchange, KIND_CONNECT_FAILED)
         return
     exchange_send(w, u.exchange)
 
@@ -204,7 +201,10 @@ cdef void up_on_timeout(Worker *w, Conn *u) noexcept nogil:
         return
     late = ex.deadline_ms != 0 and w.now_ms >= ex.deadline_ms
     if u.state == STATE_CONNECTING:
-        exchange_fail(w, ex, KIND_UPSTREAM_TIMEOUT if late else KIND_CONNECT_TIMEOUT, 0)
+        if late:
+            exchange_fail(w, ex, KIND_UPSTREAM_TIMEOUT, 0)
+        else:
+            exchange_connect_failed(w, ex, KIND_CONNECT_TIMEOUT)
     elif not late and (body_awaited(ex) or ex.down.output != NULL or ex.piped):
         # it is the downstream that is slow, and its own timer sees to that
         timer_set(w, &u.timer, up_deadline(w, ex, w.options.upstream_read_timeout))
