@@ -88,8 +88,9 @@ class Step(NamedTuple):
 class Refused(ValueError):
     """The parser refuses the request; ``kind`` says why (``fastproxy.errors.Kind``)."""
 
-    kind: int
     def __init__(self, kind: int) -> None: ...
+    @property
+    def kind(self) -> int: ...
 
 def name_hash(name: bytes, *, fold: bool) -> int:
     """Hash of a host name (``fold``), parameter or cookie, as the plan's tables use it."""

@@ -1,10 +1,11 @@
 # The plan's readers. Table of contents:
 #
-#   this file          opening a plan, names in it, small answers
-#   _plan_match.pxi    host -> index -> rule
-#   _plan_rewrite.pxi  the path and the Location to send, and the regex program behind uriRegexRewrite
-#   _plan_check.pxi    everything in a block, verified once
-#   _plan_python.pxi   what Python sees: the class Plan
+#   this file            opening a plan, names in it, small answers
+#   _plan_predicate.pxi  one predicate on one request
+#   _plan_match.pxi      host -> index -> rule
+#   _plan_rewrite.pxi    the path and the Location to send, and the regex program behind uriRegexRewrite
+#   _plan_check.pxi      everything in a block, verified once
+#   _plan_python.pxi     what Python sees: PlanView
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, int64_t
 from libc.stddef cimport size_t
@@ -175,6 +176,7 @@ cdef bint ops_remove(const Plan *plan, const HeaderOps *ops, const uint8_t *base
     return False
 
 
+include "_plan_predicate.pxi"
 include "_plan_match.pxi"
 include "_plan_rewrite.pxi"
 include "_plan_check.pxi"

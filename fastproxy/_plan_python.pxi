@@ -32,8 +32,11 @@ class Refused(ValueError):
     """The parser refuses the request; ``kind`` says why (fastproxy.errors.Kind)."""
 
     def __init__(self, kind):
-        super().__init__(f"request refused: kind {kind}")
-        self.kind = kind
+        super().__init__(f"request refused: kind {kind}", kind)
+
+    @property
+    def kind(self):
+        return self.args[1]
 
 
 def name_hash(bytes name, *, fold):
