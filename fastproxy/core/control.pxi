@@ -48,7 +48,7 @@ cdef class Core:
         o.max_body = s["max_body"]
         o.max_connections = s["max_connections"]
         o.max_pooled = s["max_pooled"]
-        o.read_size = s["buffer"]
+        o.read_size = s["buffer"] + 16384       # a full buffer of body behind its head in one read
         o.trusted_hops = s["trusted_hops"]
         o.forwarded = s["forwarded"]
         o.tick_events = s["tick_events"]
