@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import hashlib
 import mmap
 import os
@@ -148,7 +149,11 @@ class Publisher:
     def _compile(self, tables: Tables, version: int, resolved: dict[str, list[str]]) -> Published:
         """In a thread, so that the admin API answers meanwhile."""
         started = time.monotonic()
-        compiled = compile_plan(tables, self._slots, epoch=self.epoch, version=version, resolved=resolved)
+        gc.disable()  # all of it is alive: walking it again and again would double the time
+        try:
+            compiled = compile_plan(tables, self._slots, epoch=self.epoch, version=version, resolved=resolved)
+        finally:
+            gc.enable()
         _plan.PlanView(compiled.plan).check()
         self._names.names(
             version,
