@@ -185,7 +185,7 @@ cdef bint _check_programs(const Plan *plan) noexcept nogil:
     cdef const Program *programs = <const Program *>_array(plan, IN_PROGRAM)
     cdef const Code *c
     cdef uint64_t end = 0
-    cdef uint32_t i, k
+    cdef uint32_t i, k, last
     for i in range(_count(plan, IN_PROGRAM)):
         if programs[i].code < end or not 0 < programs[i].count <= PROGRAM_SIZE:
             return False
@@ -193,20 +193,20 @@ cdef bint _check_programs(const Plan *plan) noexcept nogil:
             return False
         end = programs[i].code + programs[i].count
         c = <const Code *>_array(plan, IN_CODE) + programs[i].code
-        for k in range(programs[i].count):
-            if c[k].op > OP_MATCH or c[k].x >= programs[i].count:
-                return False
-            if c[k].op == OP_SPLIT and c[k].y >= programs[i].count:
-                return False
-            if c[k].op == OP_SAVE and c[k].y >= SLOTS:
-                return False
-        # Slots 0 and 1, the whole match, are set on every way to OP_MATCH: the program begins with one SAVE and
-        # ends with the other, and the only OP_MATCH follows it.
-        if programs[i].count < 3 or c[0].op != OP_SAVE or c[0].y != 0:
+        # Slots 0 and 1, the whole match, are set in this order on every way to OP_MATCH: the program begins with
+        # SAVE 0 and ends with SAVE 1 and the only OP_MATCH, which nothing but SAVE 1 leads to.
+        last = programs[i].count - 1
+        if last < 2 or c[0].op != OP_SAVE or c[0].y != 0:
             return False
-        k = programs[i].count - 1
-        if c[k].op != OP_MATCH or c[k - 1].op != OP_SAVE or c[k - 1].y != 1 or c[k - 1].x != k:
+        if c[last - 1].op != OP_SAVE or c[last - 1].y != 1 or c[last - 1].x != last or c[last].op != OP_MATCH:
             return False
+        for k in range(last):
+            if c[k].op >= OP_MATCH or c[k].x > last or (c[k].x == last and k != last - 1):
+                return False
+            if c[k].op == OP_SPLIT and c[k].y >= last:
+                return False
+            if c[k].op == OP_SAVE and (c[k].y >= SLOTS or (c[k].y < 2 and 0 < k < last - 1)):
+                return False
     return True
 
 

@@ -305,7 +305,7 @@ cdef int64_t _rewrite_regex(const Plan *plan, const Routing *r, Out *o) noexcept
                 i += 1
                 g = with_[i] - 48u
                 if g < PROGRAM_GROUPS:
-                    if best[2 * g + 1] != PLAN_NONE:
+                    if best[2 * g] <= best[2 * g + 1] <= m.n:    # else the group took no part
                         _put(o, m.p + best[2 * g], best[2 * g + 1] - best[2 * g])
                 else:
                     _put(o, with_ + i, 1)
