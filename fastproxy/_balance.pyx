@@ -6,7 +6,7 @@ import os
 
 from libc.string cimport memset
 
-from fastproxy._plan cimport LB_LEAST_REQUEST, LB_RANDOM, LB_ROUND_ROBIN
+from fastproxy._plan cimport LB_RANDOM, LB_ROUND_ROBIN
 
 
 cdef size_t live_column(uint32_t clusters, uint32_t endpoints) noexcept nogil:

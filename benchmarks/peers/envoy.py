@@ -11,7 +11,7 @@ from benchmarks.load import Failed
 from benchmarks.peers.base import Peer, output_of
 from benchmarks.scenarios import prefix, tenant
 
-MANAGER = (
+CONNECTIONS = (
     "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 )
 ROUTER = "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"
@@ -58,7 +58,7 @@ class Envoy(Peer):
             address = {"socket_address": {"address": "127.0.0.1", "port_value": self.upstream.port}}
         many = 100000
         http = {
-            "@type": MANAGER,
+            "@type": CONNECTIONS,
             "stat_prefix": "in",
             "generate_request_id": False,  # a UUID for each request otherwise
             "stream_idle_timeout": "0s",  # no timer for each request
