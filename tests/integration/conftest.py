@@ -47,6 +47,7 @@ def _counts() -> Iterator[None]:
     for proxy in list(Proxy.live):
         if proxy.touched:
             proxy.touched = False
+            proxy.close_clients()
             proxy.assert_counts_at_zero()
 
 

@@ -70,6 +70,7 @@ class Proxy:
         self.address = listen or f"127.0.0.1:{free_port()}"
         self.admin = f"127.0.0.1:{free_port()}"
         self.touched = False
+        self._clients: list[Client] = []
         arguments = [
             sys.executable,
             "-m",
@@ -145,6 +146,7 @@ class Proxy:
         """SIGTERM; SIGKILL when that does not end it. With ``check`` the exit code must be 0."""
         if self in Proxy.live:
             Proxy.live.remove(self)
+        self.close_clients()
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(10)
@@ -217,7 +219,14 @@ class Proxy:
     def client(self, timeout: float = 10.0, receive_buffer: int = 0) -> Client:
         """A new connection to the listener that ``--listen`` opened."""
         self.touched = True
-        return Client(self.address, timeout, receive_buffer)
+        client = Client(self.address, timeout, receive_buffer)
+        self._clients.append(client)
+        return client
+
+    def close_clients(self) -> None:
+        """Close what a test that failed may have left open."""
+        while self._clients:
+            self._clients.pop().close()
 
     def workers(self) -> list[int]:
         """Process ids of the workers, in their order: descendants that are named fastproxy:w0, w1, …"""
