@@ -103,8 +103,6 @@ cdef const Endpoint *first_healthy(const Plan *plan, const Cluster *cluster, con
     return last
 
 
-
-
 GAUGES = (
     "downstream_connections", "downstream_idle", "upstream_connections", "upstream_idle", "exchanges", "chunks",
     "chunk_bytes", "plans", "pipes", "accepted", "requests", "retries", "upstream_connects", "upstream_reuses",

@@ -69,9 +69,10 @@ class Kind(IntEnum):
 class Row(NamedTuple):
     """What one kind of error means.
 
-    status: of the answer, 0 where none can be sent any more. flag: Envoy's response flag. fault: ``downstream``,
-    ``upstream``, ``config`` or ``proxy``. retryable: nothing reached an application, another endpoint may be
-    asked. counted: a circuit breaker counts it against the upstream. message: the body the client reads.
+    status: of the answer, 0 where none can be sent any more. flag: Envoy's response flag.
+    fault: ``downstream``, ``upstream``, ``config`` or ``proxy``.
+    retryable: nothing reached an application, another endpoint may be asked.
+    counted: a circuit breaker counts it against the upstream. message: the body the client reads.
     """
 
     status: int
@@ -125,8 +126,12 @@ TABLE: dict[Kind, Row] = {
     Kind.NOT_READY: Row(503, "NR", "proxy", False, False, "no configuration yet"),
     Kind.CONNECT_FAILED: Row(503, "UF", "upstream", True, True, "upstream connect failed"),
     Kind.CONNECT_TIMEOUT: Row(503, "UF", "upstream", True, True, "upstream connect timed out"),
-    Kind.UPSTREAM_RESET: Row(503, "UR", "upstream", False, True, "upstream reset the connection before answering"),
-    Kind.UPSTREAM_CLOSED: Row(503, "UC", "upstream", False, True, "upstream closed the connection before answering"),
+    Kind.UPSTREAM_RESET: Row(
+        503, "UR", "upstream", False, True, "upstream reset the connection before answering"
+    ),
+    Kind.UPSTREAM_CLOSED: Row(
+        503, "UC", "upstream", False, True, "upstream closed the connection before answering"
+    ),
     Kind.UPSTREAM_TIMEOUT: Row(504, "UT", "upstream", False, True, "upstream did not answer in time"),
     Kind.UPSTREAM_PROTOCOL: Row(502, "UPE", "upstream", False, True, "malformed answer from upstream"),
     Kind.UPSTREAM_TRUNCATED: Row(0, "UC", "upstream", False, True, ""),

@@ -3,12 +3,11 @@
 import os
 
 
-
 cdef class Core:
     """One worker's forwarding loop. Exactly one per process.
 
     ``settings`` is ``Settings.to_json()``; ``errors`` is ``errors.core_rows()``; ``live`` and ``journal`` are
-    descriptors of shared memory made by the agent, ``command`` the agent's socket, watched so that it interrupts a tick.
+    descriptors of shared memory made by the agent; ``command`` is the agent's socket, which interrupts a tick.
     """
 
     cdef Worker *w
@@ -165,40 +164,40 @@ cdef class Core:
 
     def listen(self, bytes name, int fd):
         """Accept from a listening socket; the descriptor becomes the core's. A name that is there is replaced."""
-        cdef Listener *l
+        cdef Listener *listener
         cdef socklen_t length = sizeof(sockaddr_storage)
         cdef sockaddr_storage storage
         if len(name) > 256:
             raise ValueError("listener name too long")
         self.unlisten(name)
-        l = <Listener *>calloc(1, sizeof(Listener))
-        if l == NULL:
+        listener = <Listener *>calloc(1, sizeof(Listener))
+        if listener == NULL:
             raise MemoryError
         getsockname(fd, <sockaddr *>&storage, &length)
-        l.side = SIDE_LISTENER
-        l.family = storage.ss_family
-        l.fd = fd
-        l.name_len = len(name)
-        memcpy(l.name, <char *>name, len(name))
-        l.plan_index = NO_INDEX
+        listener.side = SIDE_LISTENER
+        listener.family = storage.ss_family
+        listener.fd = fd
+        listener.name_len = len(name)
+        memcpy(listener.name, <char *>name, len(name))
+        listener.plan_index = NO_INDEX
         if self.w.plan != NULL:
-            l.plan_index = plan_listener(self.w.plan, <const uint8_t *>l.name, l.name_len)
-        l.next = self.w.listeners
-        self.w.listeners = l
-        if not listener_watch(self.w, l):
+            listener.plan_index = plan_listener(self.w.plan, <const uint8_t *>listener.name, listener.name_len)
+        listener.next = self.w.listeners
+        self.w.listeners = listener
+        if not listener_watch(self.w, listener):
             self.unlisten(name)
             raise OSError(errno, "epoll")
 
     def unlisten(self, bytes name):
         """Stop accepting from it; its connections go on. False: there is no such listener."""
-        cdef Listener *l = self.w.listeners
-        while l != NULL:
-            if not l.closing and l.name[:l.name_len] == name:
+        cdef Listener *listener = self.w.listeners
+        while listener != NULL:
+            if not listener.closing and listener.name[:listener.name_len] == name:
                 clock_read(self.w)
-                listener_on_event(self.w, l)
-                listener_end(self.w, l)
+                listener_on_event(self.w, listener)
+                listener_end(self.w, listener)
                 return True
-            l = l.next
+            listener = listener.next
         return False
 
     def drain(self):

@@ -1,25 +1,25 @@
 # Downstream connections: accepted, read head by head, answered in order, ended without losing the last answer.
 
-cdef void listener_on_event(Worker *w, Listener *l) noexcept nogil:
+cdef void listener_on_event(Worker *w, Listener *listener) noexcept nogil:
     """Accept what waits. Level-triggered: what is left behind is told again."""
     cdef sockaddr_storage storage
     cdef socklen_t length
     cdef Conn *d
     cdef int fd
     cdef int turn
-    if w.live.header.workers > 1 and not l.deferred and workers_ahead(w):
-        l.deferred = True
-        l.paused = True
-        epoll_ctl(w.epfd, EPOLL_CTL_DEL, l.fd, NULL)
+    if w.live.header.workers > 1 and not listener.deferred and workers_ahead(w):
+        listener.deferred = True
+        listener.paused = True
+        epoll_ctl(w.epfd, EPOLL_CTL_DEL, listener.fd, NULL)
         timer_set(w, &w.pacer.timer, w.now_ms + 1)
         return
-    l.deferred = False
+    listener.deferred = False
     for turn in range(64):
         if w.options.max_connections and w.connection_count >= w.options.max_connections:
             listeners_pause(w)
             return
         length = sizeof(storage)
-        fd = c_accept4(l.fd, <sockaddr *>&storage, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)
+        fd = c_accept4(listener.fd, <sockaddr *>&storage, &length, SOCK_NONBLOCK | SOCK_CLOEXEC)
         if fd < 0:
             if errno == EMFILE or errno == ENFILE or errno == ENOBUFS or errno == ENOMEM:
                 w.live.gauges.descriptors_exhausted += 1
@@ -31,7 +31,7 @@ cdef void listener_on_event(Worker *w, Listener *l) noexcept nogil:
         if d == NULL:
             c_close(fd)
             return
-        down_open(w, d, l, fd, &storage)
+        down_open(w, d, listener, fd, &storage)
 
 cdef bint workers_ahead(Worker *w) noexcept nogil:
     """This worker has more connections than another that is running: who wakes first would otherwise take them all. It
@@ -45,18 +45,18 @@ cdef bint workers_ahead(Worker *w) noexcept nogil:
             least = g.downstream_connections
     return w.connection_count > least + 2 + (least >> 3)
 
-cdef void down_open(Worker *w, Conn *d, Listener *l, int fd, const sockaddr_storage *peer) noexcept nogil:
+cdef void down_open(Worker *w, Conn *d, Listener *listener, int fd, const sockaddr_storage *peer) noexcept nogil:
     d.side = SIDE_DOWN
     d.fd = fd
     d.state = STATE_HEAD
     d.flags = CONN_FRESH
-    d.listener = l
-    l.connections += 1
-    d.family = l.family
-    if l.family == AF_INET:
+    d.listener = listener
+    listener.connections += 1
+    d.family = listener.family
+    if listener.family == AF_INET:
         memcpy(d.address, &(<sockaddr_in *>peer).sin_addr, 4)
         d.port = ntohs((<sockaddr_in *>peer).sin_port)
-    elif l.family == AF_INET6:
+    elif listener.family == AF_INET6:
         memcpy(d.address, &(<sockaddr_in6 *>peer).sin6_addr, 16)
         d.port = ntohs((<sockaddr_in6 *>peer).sin6_port)
     else:
@@ -95,27 +95,27 @@ cdef void down_forget(Worker *w, Conn *d) noexcept nogil:
 
 cdef void listeners_pause(Worker *w) noexcept nogil:
     """Out of descriptors or at the limit: serve who is there, leave the others in the kernel's queue."""
-    cdef Listener *l = w.listeners
+    cdef Listener *listener = w.listeners
     w.accept_paused = True
-    while l != NULL:
-        if not l.paused and not l.closing:
-            epoll_ctl(w.epfd, EPOLL_CTL_DEL, l.fd, NULL)
-            l.paused = True
-        l = l.next
+    while listener != NULL:
+        if not listener.paused and not listener.closing:
+            epoll_ctl(w.epfd, EPOLL_CTL_DEL, listener.fd, NULL)
+            listener.paused = True
+        listener = listener.next
     timer_set(w, &w.pacer.timer, w.now_ms + 100)        # others may have freed descriptors meanwhile
 
 cdef void listeners_resume(Worker *w) noexcept nogil:
-    cdef Listener *l = w.listeners
-    while l != NULL:
-        if l.paused and not l.closing and listener_watch(w, l):
-            l.paused = False
-        l = l.next
+    cdef Listener *listener = w.listeners
+    while listener != NULL:
+        if listener.paused and not listener.closing and listener_watch(w, listener):
+            listener.paused = False
+        listener = listener.next
 
-cdef bint listener_watch(Worker *w, Listener *l) noexcept nogil:
+cdef bint listener_watch(Worker *w, Listener *listener) noexcept nogil:
     cdef epoll_event event
     event.events = EPOLLIN | EXCLUSIVE
-    event.data.ptr = l
-    return epoll_ctl(w.epfd, EPOLL_CTL_ADD, l.fd, &event) == 0
+    event.data.ptr = listener
+    return epoll_ctl(w.epfd, EPOLL_CTL_ADD, listener.fd, &event) == 0
 
 cdef bint down_keep_input(Worker *w, Conn *d, const uint8_t *p, size_t n) noexcept nogil:
     """Keep bytes of the next request until its turn. False: no memory, or more than a connection may hold."""

@@ -143,7 +143,8 @@ cdef void exchange_route(Worker *w, Exchange *ex, const uint8_t *body, size_t bo
     else:
         exchange_forward(w, ex, &r, body, body_len)
 
-cdef void exchange_forward(Worker *w, Exchange *ex, const Routing *r, const uint8_t *body, size_t body_len) noexcept nogil:
+cdef void exchange_forward(Worker *w, Exchange *ex, const Routing *r, const uint8_t *body,
+                           size_t body_len) noexcept nogil:
     """Choose cluster and endpoint, write the head for it, and send or connect."""
     cdef const Head *h = r.head
     cdef const Route *route = r.route

@@ -133,16 +133,16 @@ cdef void plan_release(Worker *w, Plan *plan) noexcept nogil:
 cdef void plan_adopt(Worker *w, Plan *plan) noexcept nogil:
     """Swap: from the next request on this plan answers. Between two events, so nobody sees half of it."""
     cdef Plan *old = w.plan
-    cdef Listener *l = w.listeners
+    cdef Listener *listener = w.listeners
     cdef timespec before
     cdef timespec after
     cdef uint64_t us
     clock_gettime(CLOCK_MONOTONIC, &before)
     plan.references = 1
     w.live.gauges.plans += 1
-    while l != NULL:
-        l.plan_index = plan_listener(plan, <const uint8_t *>l.name, l.name_len)
-        l = l.next
+    while listener != NULL:
+        listener.plan_index = plan_listener(plan, <const uint8_t *>listener.name, listener.name_len)
+        listener = listener.next
     w.plan = plan
     plan_release(w, old)
     clock_gettime(CLOCK_MONOTONIC, &after)
@@ -155,16 +155,16 @@ cdef void plan_adopt(Worker *w, Plan *plan) noexcept nogil:
 
 cdef void worker_drain(Worker *w) noexcept nogil:
     """Accept what already waits, then no more; connections that are between two requests end now."""
-    cdef Listener *l = w.listeners
+    cdef Listener *listener = w.listeners
     cdef Conn *d
     cdef Conn *following
     cdef uint32_t i
     w.draining = True
-    while l != NULL:
-        if not l.closing:
-            listener_on_event(w, l)
-            listener_end(w, l)
-        l = l.next
+    while listener != NULL:
+        if not listener.closing:
+            listener_on_event(w, listener)
+            listener_end(w, listener)
+        listener = listener.next
     d = w.connections
     while d != NULL:
         following = d.next
@@ -179,12 +179,12 @@ cdef void worker_drain(Worker *w) noexcept nogil:
                 conn_close(w, w.pools[i].idle, False)
     graveyard_empty(w)
 
-cdef void listener_end(Worker *w, Listener *l) noexcept nogil:
+cdef void listener_end(Worker *w, Listener *listener) noexcept nogil:
     """Stop accepting from it. The struct stays until its last connection is gone."""
-    if l.closing:
+    if listener.closing:
         return
-    l.closing = True
-    if not l.paused:
-        epoll_ctl(w.epfd, EPOLL_CTL_DEL, l.fd, NULL)
-    c_close(l.fd)
-    l.fd = -1
+    listener.closing = True
+    if not listener.paused:
+        epoll_ctl(w.epfd, EPOLL_CTL_DEL, listener.fd, NULL)
+    c_close(listener.fd)
+    listener.fd = -1

@@ -34,7 +34,7 @@ cdef void pipe_release(Worker *w, Exchange *ex) noexcept nogil:
     ex.piped = 0
 
 cdef bint response_splice(Worker *w, Exchange *ex) noexcept nogil:
-    """Move what can be moved now. False: nothing to splice here, copy. Called with nothing parked for the downstream."""
+    """Move what can be moved now. False: nothing to splice here, copy. Nothing may be parked for the downstream."""
     cdef Conn *u = ex.up
     cdef Conn *d = ex.down
     cdef ssize_t n
