@@ -176,7 +176,7 @@ def test_more_names_than_the_index_holds() -> None:
 
 def test_long_chain_of_nested_prefixes() -> None:
     """Each prefix begins with all shorter ones; the rules are in every order, the first that covers wins."""
-    order = [(i * 37) % 101 for i in range(101)]
+    order = [(50 + i * 37) % 101 for i in range(101)]
     routes = [route({"path": {"prefix": "/" + "a" * depth}}) for depth in order]
     plan = view(tables({"*": routes}))
     for length in range(101):
@@ -184,6 +184,18 @@ def test_long_chain_of_nested_prefixes() -> None:
         want = next(i for i, depth in enumerate(order) if depth <= length)
         assert found is not None and found.rule == want
         assert found.covered == order[want] + 1
+
+
+def test_sets_of_several_summary_words() -> None:
+    """More than 4,096 rules, spread so that each set of a header value reaches over all of them."""
+    routes = many(
+        9000, lambda i: {"headers": {"one": {"exact": f"v{i // 3}"}, "two": {"exact": f"w{i % 3}"}}}
+    )
+    plan = view(tables({"*": routes}))
+    for i in (0, 1, 4095, 4096, 4097, 6000, 8191, 8192, 8999):
+        found = plan.match(EDGE, request("/", ("one", f"v{i // 3}"), ("two", f"w{i % 3}")))
+        assert found is not None and found.rule == i and found.steps < 25
+    assert plan.match(EDGE, request("/", ("one", "v1"), ("two", "w3"))) is None
 
 
 def test_names_that_share_a_hash_slot_are_told_apart() -> None:
