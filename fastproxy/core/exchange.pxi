@@ -19,6 +19,9 @@ cdef Exchange *exchange_begin(Worker *w, Conn *d) noexcept nogil:
     ex.upstream_us = NO_INDEX
     ex.pipe[0] = -1
     ex.listener = d.listener.plan_index
+    memcpy(ex.client, d.address, 16)
+    ex.client_family = <uint8_t>d.family
+    ex.client_port = d.port
     ex.minor = 1
     d.exchange = ex
     d.state = STATE_EXCHANGE
@@ -37,6 +40,8 @@ cdef void exchange_start(Worker *w, Conn *d, uint8_t *p, size_t used, size_t n) 
     if ex == NULL:
         return
     exchange_classify(w, ex, h)
+    if w.options.trusted_hops and h.first[KNOWN_X_FORWARDED_FOR]:
+        exchange_identify(w, ex, h)
     exchange_note(w, ex, h)
     if h.framing == FRAMING_LENGTH:
         ex.request_left = h.content_length

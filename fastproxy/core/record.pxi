@@ -8,6 +8,54 @@ cdef void note_text(Exchange *ex, int which, const uint8_t *p, uint32_t n) noexc
     ex.texts.end += n
     ex.text_len[which] = <uint16_t>n
 
+cdef void exchange_identify(Worker *w, Exchange *ex, const Head *h) noexcept nogil:
+    """The client is the address that the outermost trusted hop saw: with N hops the Nth from the right of all
+    X-Forwarded-For lines together. Fewer, or no address: the peer stays."""
+    cdef const Field *f
+    cdef const uint8_t *v
+    cdef uint32_t hops = w.options.trusted_hops
+    cdef int32_t i = <int32_t>h.field_count
+    cdef int32_t end
+    cdef int32_t start
+    while i > 0:
+        i -= 1
+        f = &h.fields[i]
+        if f.known != KNOWN_X_FORWARDED_FOR:
+            continue
+        v = h.base + f.value
+        end = <int32_t>f.value_len
+        while end >= 0:
+            start = end
+            while start > 0 and v[start - 1] != 44:
+                start -= 1
+            hops -= 1
+            if hops == 0:
+                client_parse(ex, v + start, end - start)
+                return
+            end = start - 1
+
+cdef void client_parse(Exchange *ex, const uint8_t *p, int32_t n) noexcept nogil:
+    cdef char address[46]
+    cdef uint8_t parsed[16]
+    while n > 0 and (p[0] == 32 or p[0] == 9):
+        p += 1
+        n -= 1
+    while n > 0 and (p[n - 1] == 32 or p[n - 1] == 9):
+        n -= 1
+    if n <= 0 or n >= 46:
+        return
+    memcpy(address, p, n)
+    address[n] = 0
+    memset(parsed, 0, 16)
+    if inet_pton(AF_INET, address, parsed) == 1:
+        ex.client_family = AF_INET
+    elif inet_pton(AF_INET6, address, parsed) == 1:
+        ex.client_family = AF_INET6
+    else:
+        return
+    memcpy(ex.client, parsed, 16)
+    ex.client_port = 0
+
 cdef void exchange_note(Worker *w, Exchange *ex, const Head *h) noexcept nogil:
     """Keep the strings of the record; bounded, so that they fit a small chunk whatever the client sends."""
     cdef const Field *f
@@ -45,7 +93,6 @@ cdef void exchange_note_refused(Worker *w, Exchange *ex, const uint8_t *p, size_
 cdef void exchange_record(Worker *w, Exchange *ex) noexcept nogil:
     cdef uint32_t size = (sizeof(Record) + (ex.texts.end if ex.texts != NULL else 0) + 7) & ~<uint32_t>7
     cdef Record *r = ring_reserve(&w.ring, size)
-    cdef Conn *d = ex.down
     cdef uint64_t took = w.now_us - ex.start_us
     if r == NULL:
         w.live.gauges.journal_dropped += 1
@@ -69,10 +116,10 @@ cdef void exchange_record(Worker *w, Exchange *ex) noexcept nogil:
     r.minor = ex.minor
     r.attempts = ex.attempts
     r.upgraded = ex.upgraded
-    r.client_family = <uint8_t>d.family
-    r.client_port = d.port
+    r.client_family = ex.client_family
+    r.client_port = ex.client_port
     memcpy(r.text_len, ex.text_len, sizeof(ex.text_len))
-    memcpy(r.client, d.address, 16)
+    memcpy(r.client, ex.client, 16)
     memcpy(r.request_id, ex.request_id, 16)
     r.worker = w.index
     if ex.texts != NULL:

@@ -48,7 +48,7 @@ cdef uint8_t *put_uuid(uint8_t *o, const uint8_t *id) noexcept nogil:
     return o
 
 cdef inline const Field *known_field(const Head *h, int known) noexcept nogil:
-    return &h.fields[h.first[known] - 1] if h.first[known] else NULL
+    return <const Field *>h.fields + (h.first[known] - 1) if h.first[known] else NULL
 
 cdef inline uint32_t line_end(const Head *h, uint32_t i) noexcept nogil:
     """Offset behind the line of field i: where the next one begins, or the empty line."""

@@ -3,7 +3,7 @@
 from libc.errno cimport (EAGAIN, ECONNABORTED, ECONNRESET, EINPROGRESS, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPIPE,
                          errno)
 from libc.stddef cimport size_t
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memmove, memset, strlen
 
@@ -99,6 +99,7 @@ cdef extern from "<sys/un.h>" nogil:
         char sun_path[108]
 
 cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int family, const char *text, void *out)
     const char *inet_ntop(int family, const void *address, char *out, socklen_t size)
 
 cdef extern from "<sys/epoll.h>" nogil:

@@ -146,6 +146,9 @@ cdef struct Exchange:
     uint64_t sent
     uint16_t text_len[6]
     uint8_t request_id[16]
+    uint8_t client[16]              # who asked, behind the trusted hops
+    uint8_t client_family
+    uint16_t client_port            # 0: not known
     # splice
     int pipe[2]
     uint32_t piped                  # bytes in the pipe
