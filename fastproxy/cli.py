@@ -130,6 +130,9 @@ def main() -> None:
         code = app(standalone_mode=False)
     except typer.Abort:
         code = FAILED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left: nothing to say at exit either
+        code = FAILED
     except Exception as e:
         # Typer's own usage errors, whichever copy of click it brings: one line instead of a box.
         text = getattr(e, "format_message", None)

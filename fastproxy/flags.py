@@ -27,6 +27,7 @@ class Flag(NamedTuple):
 
 INT32 = 2**31 - 1
 YEAR = 366 * 86400.0
+MAX_NAME = 80  # Via and Server have fixed room in the core
 
 FLAGS: dict[str, Flag] = {
     "config": Flag(
@@ -48,7 +49,7 @@ FLAGS: dict[str, Flag] = {
     ),
     "drain_timeout": Flag(PROXY, "Seconds that exchanges have to finish after SIGTERM.", high=YEAR),
     "max_head": Flag(LIMITS, "Bytes of a message's head (431).", low=1024, high=16 * 1024 * 1024),
-    "max_fields": Flag(LIMITS, "Fields of a head (431).", low=1, high=65535),
+    "max_fields": Flag(LIMITS, "Fields of a head (431).", low=1, high=256),
     "max_target": Flag(LIMITS, "Bytes of a request target (414).", low=16, high=16 * 1024 * 1024),
     "max_body": Flag(LIMITS, "Bytes of a request body (413); 0: no limit.", high=2**62),
     "max_connections": Flag(
@@ -161,6 +162,8 @@ def settings_from(values: dict[str, Any]) -> Settings:
     for name in ("via", "server"):
         if not re.fullmatch(r"[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?|", getattr(settings, name)):
             raise FlagError(name, "only printable ASCII may stand in a field value")
+        if len(getattr(settings, name)) > MAX_NAME:
+            raise FlagError(name, f"at most {MAX_NAME} bytes")
     if settings.via and not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z:]+", settings.via):
         raise FlagError("via", f"{settings.via!r} is not a pseudonym (a token, RFC 9110 §7.6.3)")
     return settings

@@ -5,15 +5,20 @@ The spawner is forked before anything heavy is imported: it and its workers shar
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import resource
+import signal
 import sys
 
 from fastproxy import spawner
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the loop has it: end, without a traceback
     _open_standard_streams()
+    _raise_descriptor_limit()
     with open(int(sys.argv[1]), closefd=True) as f:
         raw = json.load(f)
     try:
@@ -29,13 +34,16 @@ def main() -> int:
     import uvloop
 
     from fastproxy.agent.agent import Agent
+    from fastproxy.agent.config import StartError
     from fastproxy.settings import Settings
 
     async def serve() -> int:
         try:
             agent = Agent(Settings.from_json(raw), spawner.WORKER, forked)
+        except StartError:
+            return 2
         except OSError as e:
-            print(f"fastproxy: error: {e.strerror} ({e.filename or 'start'})", file=sys.stderr)
+            print(f"fastproxy: error: shared memory cannot be made: {e.strerror}", file=sys.stderr)
             return 1
         return await agent.run()
 
@@ -48,6 +56,13 @@ def _open_standard_streams() -> None:
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
+
+
+def _raise_descriptor_limit() -> None:
+    """A proxy needs descriptors: take what the administrator allows. Workers inherit it."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

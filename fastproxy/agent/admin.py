@@ -173,7 +173,7 @@ class Admin:
         return Json({"ready": not reason, "reason": reason}, 503 if reason else 200)
 
     async def _metrics(self, request: Request) -> Response:
-        text = await asyncio.get_running_loop().run_in_executor(None, self._agent.telemetry.expose)
+        text = await asyncio.get_running_loop().run_in_executor(None, self._agent.metrics)
         return Response(text, media_type=CONTENT_TYPE)
 
     async def _plan(self, request: Request) -> Response:

@@ -35,7 +35,15 @@ class Agent:
         self._served = False
         self.settings = settings
         self.started = time.monotonic()
-        self.telemetry = Telemetry(settings.node or socket.gethostname(), settings.access_log)
+        try:
+            self.telemetry = Telemetry(settings.node or socket.gethostname(), settings.access_log)
+        except OSError as e:
+            log.error(
+                f"the access log cannot be opened: {e.strerror}",
+                f"--access-log {settings.access_log}",
+                "name a file in a folder that is there and may be written, - or off",
+            )
+            raise StartError from None
         self.memory = SharedMemory(settings, self.telemetry)
         self.telemetry.live = self.memory.live
         self.memory.live.set_log_strings(settings.access_log != "off")
@@ -126,7 +134,7 @@ class Agent:
             self._finish(DONE)
 
     async def _drain(self) -> None:
-        if not self._served and self.publisher.current is None:
+        if self.publisher.current is None:
             self._finish(DONE)
             return
         log.info("draining", do=f"at most {self.settings.drain_timeout:g} s")
@@ -199,6 +207,12 @@ class Agent:
         from fastproxy.agent import describe
 
         return describe.clusters(self)
+
+    def metrics(self) -> bytes:
+        """/metrics; from a thread, as many series take milliseconds."""
+        from fastproxy.agent import describe
+
+        return self.telemetry.expose() + describe.metrics(self)
 
     def explain(self, request: str, headers: list[str], listener: str) -> dict[str, Any]:
         from fastproxy.agent import describe

@@ -91,6 +91,28 @@ def clusters(agent: Agent) -> dict[str, Any]:
     return {"version": now.version, "clusters": out, "unresolved": unresolved}
 
 
+def metrics(agent: Agent) -> bytes:
+    """What the agent knows besides traffic: versions, reloads, deaths."""
+    from fastproxy.agent.metrics import Text
+
+    now = agent.publisher.current
+    published = now.outcome.seconds if now and now.outcome else 0.0
+    text = Text()
+    for name, kind, meaning, value in (
+        ("fastproxy_plan_version", "gauge", "Version published last.", now.version if now else 0),
+        ("fastproxy_plan_bytes", "gauge", "Size of its plan.", now.size if now else 0),
+        ("fastproxy_plan_compile_seconds", "gauge", "Compiling it.", now.compile_seconds if now else 0),
+        ("fastproxy_plan_publish_seconds", "gauge", "Until the last worker served it.", published),
+        ("fastproxy_config_reloads_total", "counter", "Readings of the resources.", agent.config.reloads),
+        ("fastproxy_config_failures_total", "counter", "Of these, with a problem.", agent.config.failures),
+        ("fastproxy_config_problems", "gauge", "Problems of documents now.", len(agent.config.problems)),
+        ("fastproxy_listeners_failed", "gauge", "Listeners not open.", len(agent.listeners.errors)),
+        ("fastproxy_workers_died_total", "counter", "Workers replaced.", agent.supervisor.deaths),
+    ):
+        text.simple(name, kind, meaning, [("", value)])
+    return text.bytes()
+
+
 def explain(agent: Agent, request: str, headers: list[str], listener: str) -> dict[str, Any]:
     """/explain: where this request would go now."""
     from fastproxy.explain import explain as explained

@@ -17,6 +17,7 @@ class Rings(Protocol):
     """Who reads the journal: fastproxy.agent.telemetry."""
 
     def attach(self, worker: int, fd: int) -> None: ...
+    def running(self, worker: int, pid: int) -> None: ...
     def detach(self, worker: int) -> None: ...
 
 
@@ -34,12 +35,13 @@ class SharedMemory:
         fcntl.fcntl(self.live_fd, fcntl.F_ADD_SEALS, FIXED)
         self.live = Live(self.live_fd, create=(workers, clusters, endpoints))
 
-    def new_ring(self, worker: int) -> int:
+    def new_ring(self, worker: int, pid: int) -> int:
         """A ring for that worker, read by telemetry from now on; its descriptor stays ours."""
         self.end_column(worker)
         fd = _journal.create(self._ring_bytes)
         self._attached[worker] = fd
         self._rings.attach(worker, fd)
+        self._rings.running(worker, pid)
         return fd
 
     def end_column(self, worker: int) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal, NotRequired, Required, get_args, get_origin, ge
 from fastproxy.tables import FORMAT, Tables
 
 MAX_NUMBER = 2**31 - 1
+MAX_NAME = 255  # of a listener, as a worker keeps it
 BOUNDS = {"port": (0, 65535), "status": (200, 599), "code": (300, 399)}
 FORBIDDEN = ("\r", "\n", "\0")  # what a string must not bring into a head
 
@@ -24,6 +25,9 @@ def check_shape(data: object) -> Tables:
     tables = typing.cast(Tables, data)
     if tables["format"] != FORMAT:
         raise ShapeError(f"tables.format is {tables['format']}, this build reads {FORMAT}")
+    for key in tables["listeners"]:
+        if not 0 < len(key.encode()) <= MAX_NAME:
+            raise ShapeError(f"listeners[{_shown(key)}]: a name has 1 to {MAX_NAME} bytes")
     for key, cluster in tables["clusters"].items():
         if cluster["endpoints"] not in tables["endpoints"]:
             raise ShapeError(

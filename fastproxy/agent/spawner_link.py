@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import time
 from typing import Protocol
 
 from fastproxy.agent import log
@@ -77,7 +79,7 @@ class SpawnerLink:
             self._timer.cancel()
         if self._channel is not None and not self._channel.closed:
             self._channel.close()
-            _reap(self.pid)
+            _end(self.pid)
 
     def _adopt(self, sock: socket.socket, pid: int) -> None:
         self.pid = pid
@@ -124,6 +126,18 @@ class SpawnerLink:
         self._adopt(ours, pid)
         if again:
             self._parent.on_spawner_again()
+
+
+def _end(pid: int, patience: float = 1.0) -> None:
+    """Wait for a child that sees end of file now; kill it where it does not act on that."""
+    deadline = time.monotonic() + patience
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(pid, os.WNOHANG)[0] == 0:
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+                return
+            time.sleep(0.001)
 
 
 def _reap(pid: int) -> int:

@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import time
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,7 +28,7 @@ class Memory(Protocol):
 
     live_fd: int
 
-    def new_ring(self, worker: int) -> int: ...
+    def new_ring(self, worker: int, pid: int) -> int: ...
     def end_column(self, worker: int) -> None: ...
 
 
@@ -80,17 +81,17 @@ class Supervisor:
 
     async def publish(self, version: int, fd: int, timeout: float = 10.0) -> Outcome:
         """Give all workers this plan and wait until each serves or rejects it. ``fd`` stays the caller's."""
-        started = self._loop.time()
+        started = time.monotonic()
         self._plan = (version, fd)
         for worker in self.workers:
             if worker.answering:
                 worker.send(f"plan {version}", [fd])
-        deadline = started + timeout
+        deadline = self._loop.time() + timeout
         while self._pending(version) and (left := deadline - self._loop.time()) > 0:
             await self._change(left)
         return Outcome(
             version,
-            self._loop.time() - started,
+            time.monotonic() - started,  # the loop's own clock stands still while it works
             max((w.swap_us for w in self.workers if w.serving == version), default=0),
             {w.index: w.rejected[1] for w in self.workers if w.rejected and w.rejected[0] == version},
             [w.index for w in self._pending(version)],
@@ -163,7 +164,7 @@ class Supervisor:
             born.send("quit")
             return
         # Not before: an answer must find the worker in the state that it answers from.
-        ring = self._memory.new_ring(worker)
+        ring = self._memory.new_ring(worker, pid)
         born.send(f"setup {worker} {self._setup}", [self._memory.live_fd, ring])
         if self._plan:
             born.send(f"plan {self._plan[0]}", [self._plan[1]])
@@ -267,8 +268,13 @@ class Supervisor:
             timer.cancel()
 
     def _pending(self, version: int) -> list[Worker]:
+        """Those that can answer and have not. One that waits to be forked gets the plan at its birth."""
         return [
-            w for w in self.workers if w.serving != version and not (w.rejected and w.rejected[0] == version)
+            w
+            for w in self.workers
+            if w.state in (State.FORKING, State.STARTING, State.READY)
+            and w.serving != version
+            and not (w.rejected and w.rejected[0] == version)
         ]
 
     def _draining(self) -> list[Worker]:

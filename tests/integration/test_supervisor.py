@@ -29,7 +29,7 @@ class FakeMemory:
         self.rings: dict[int, int] = {}
         self.ended: list[int] = []
 
-    def new_ring(self, worker: int) -> int:
+    def new_ring(self, worker: int, pid: int) -> int:
         self.end_column(worker)
         self.rings[worker] = os.memfd_create("ring")
         return self.rings[worker]
@@ -94,6 +94,7 @@ def test_replays_setup_plan_and_listeners_to_a_new_worker_in_order(log: Path) ->
             assert (outcome.rejected, outcome.missing, outcome.swap_us) == ({}, [], 7)
             with socket.create_server(("127.0.0.1", 0)) as sock:
                 one.listen("127.0.0.1:1", sock)
+                await until(lambda: len(lines(log)) == 3)
                 first = one.workers[0].pid
                 os.kill(first, signal.SIGKILL)
                 took = await until(lambda: one.serving() and one.workers[0].pid != first)

@@ -170,7 +170,7 @@ def test_explain_tells_each_rule_and_the_pick(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["catalog"], ["GET ftp://x"], ["GET http://a/b c"], ["GET http://a", "-H", "x"]]
+    "words", [["catalog"], ["GET ftp://x"], ["GET http://a", "-H", "x"]]
 )
 def test_explain_refuses_what_is_no_request(tmp_path: Path, words: list[str]) -> None:
     file = tmp_path / "c.yaml"
