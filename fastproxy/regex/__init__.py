@@ -46,6 +46,9 @@ def compile_program(pattern: str, rewrite: str) -> tuple[Code, ...]:
 
 
 def _check_replacement(rewrite: str, groups: int) -> None:
+    """RE2's CheckRewriteString; and what it makes stands in a request line."""
+    if any(c in " #\x7f" or c < " " for c in rewrite):
+        raise RegexError("space, control character or # in the rewrite")
     at = 0
     while (at := rewrite.find("\\", at)) >= 0:
         following = rewrite[at + 1 : at + 2]

@@ -251,6 +251,8 @@ def test_the_plan_runs_the_same_automaton() -> None:
         ("a", "\\", "backslash"),
         ("a", r"\n", "backslash"),
         ("a", r"\\", None),
+        ("a", "b c", "space"),
+        ("a", "b\x00", "control"),
         ("(", "", "missing"),
         ("(a)" * 10, "", "10 groups"),
         ("a{600}", "", "512 instructions"),
