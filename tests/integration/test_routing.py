@@ -92,6 +92,10 @@ ACTIONS = """
   route:
   - {destination: {host: catalog, subset: android}, weight: 75}
   - {destination: {host: catalog, subset: ios}, weight: 25}
+- match: [{uri: {exact: /weight-zero}}]
+  route:
+  - {destination: {host: catalog, subset: android}, weight: 0}
+  - {destination: {host: catalog, subset: ios}, weight: 100}
 - match: [{uri: {exact: /round}}]
   route: [{destination: {host: catalog}}]
 - match: [{uri: {exact: /random}}]
@@ -279,6 +283,14 @@ def test_weights(mesh: tuple[Proxy, str]) -> None:
             for _ in range(400)
         )
     assert 257 <= names["android"] <= 343, names
+
+
+def test_weight_zero(mesh: tuple[Proxy, str]) -> None:
+    """Istio: a destination of weight 0 gets nothing."""
+    with mesh[0].client() as client:
+        host = [("Host", "action.example")]
+        names = {told(client.request(target="/weight-zero", headers=host))["name"] for _ in range(50)}
+    assert names == {"ios"}
 
 
 def test_round_robin(mesh: tuple[Proxy, str]) -> None:
