@@ -75,8 +75,10 @@ def test_matches_what_python_matches(pattern: str, texts: list[str]) -> None:
     dfa = compile_dfa(pattern)
     python = re.compile(f"(?a:{pattern})")
     for text in texts:
-        if not text.isascii() and ("(?i" in pattern):
+        if not text.isascii() and "(?i" in pattern:
             continue
+        if not text and r"\B" in pattern:
+            continue  # Python before 3.14 has no \B in an empty text; RE2 has
         want = python.fullmatch(text) is not None
         assert accepts(dfa, text.encode()) is want, (pattern, text)
         if want:
@@ -116,6 +118,7 @@ def test_matches_what_python_matches(pattern: str, texts: list[str]) -> None:
         ("a(?i)b", ["aB"], ["AB"]),
         ("(a(?i)b)c", ["aBc"], ["aBC"]),
         ("(?i)a(?-i)b", ["Ab"], ["AB"]),
+        (r"\B", [""], ["a"]),
         ("a{,2}", ["a{,2}"], ["a", "aa"]),
         ("a{2", ["a{2"], ["aa"]),
         ("x{0}", [""], ["x"]),
