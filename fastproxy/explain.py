@@ -110,6 +110,8 @@ def choose_listener(tables: Tables, port: int, https: bool, wanted: str = "") ->
     if here:
         return here[0], f"has port {port}"
     gateways = sorted(name for name in listeners if name != MESH)
+    if len(gateways) == 1 and listeners.get(MESH) in (None, SUBSTITUTE):
+        return gateways[0], "the only one"
     mesh_used = any(key.startswith(f"{MESH} ") for key in tables["routes"])
     if MESH in listeners and (mesh_used or not gateways):
         return MESH, f"no other listener has port {port}"

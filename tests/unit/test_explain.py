@@ -136,7 +136,11 @@ def listening(*ports: int, mesh: bool = False) -> Tables:
 def test_choice_of_the_listener() -> None:
     assert choose_listener(listening(80, 81), 81, False) == ("0.0.0.0:81", "has port 81")
     assert choose_listener(listening(443, 80), 0, True) == ("0.0.0.0:443", "has port 443")
-    assert choose_listener(listening(9000, mesh=True), 0, False) == ("mesh", "no other listener has port 80")
+    assert choose_listener(listening(9000, 9001, mesh=True), 0, False) == (
+        "mesh",
+        "no other listener has port 80",
+    )
+    assert choose_listener(listening(9000, mesh=True), 0, False)[0] == "0.0.0.0:9000"
     assert choose_listener(listening(9000), 0, False) == ("0.0.0.0:9000", "the only one")
     assert choose_listener(listening(1, 2), 9, False, "0.0.0.0:2") == ("0.0.0.0:2", "asked for")
     for source, wanted, why in (
@@ -151,7 +155,7 @@ def test_choice_of_the_listener() -> None:
 def test_a_listener_that_is_not_in_the_plan() -> None:
     source = tables({"*": [route()]})
     source["routes"]["mesh *"] = {"routes": [route()], "source": []}
-    out = explain(with_mesh(source), view(source), "GET", "http://shop/")
+    out = explain(with_mesh(source), view(source), "GET", "http://shop/", listener="mesh")
     assert (out.listener, out.error) == ("", "listener mesh is not open here")
     assert explain(with_mesh(source), view(with_mesh(source)), "GET", "http://shop/").error == ""
 
