@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastproxy.agent import log
@@ -29,6 +30,7 @@ class Agent:
     def __init__(self, settings: Settings, module: str, spawner: tuple[socket.socket, int]) -> None:
         loop = asyncio.get_running_loop()
         self._loop = loop
+        loop.set_default_executor(ThreadPoolExecutor(2, "fastproxy"))  # each thread costs a malloc arena
         self._end: asyncio.Future[int] = loop.create_future()
         self._draining: asyncio.Task[None] | None = None
         self._admin: Any = None

@@ -272,3 +272,38 @@ def test_a_start_with_no_listener_fails() -> None:
     assert done.returncode == 1
     assert f"127.0.0.1:{port} is in use by another program" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def descriptors(proxy: Proxy) -> list[str]:
+    """What the agent and its spawner hold open, by kind."""
+    spawner = Path(f"/proc/{proxy.workers()[0]}/stat").read_text().rpartition(")")[2].split()[1]
+    found = []
+    for pid in (str(proxy.process.pid), spawner):
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                found.append(f"{pid} {os.readlink(fd).split(':')[0]}")
+    return sorted(found)
+
+
+def children(proxy: Proxy) -> int:
+    return len(Path(f"/proc/{proxy.process.pid}/task/{proxy.process.pid}/children").read_text().split())
+
+
+def test_reloads_and_deaths_leave_no_descriptor_and_no_process() -> None:
+    port = free_port()
+    with Proxy(config=direct(201), workers=2) as proxy:
+        until(lambda: children(proxy) == 1)  # the reader of resources has ended
+        before = descriptors(proxy)
+        for number in range(8):
+            replace(proxy.config, direct(210 + number) + GATEWAY.format(port=port) * (number % 2))
+            until(lambda wanted=210 + number: status_of(proxy.address) == wanted)
+        replace(proxy.config, "{")
+        for _ in range(3):
+            worker = proxy.workers()[0]
+            os.kill(worker, signal.SIGKILL)
+            until(lambda gone=worker: len(proxy.workers()) == 2 and gone not in proxy.workers())
+            until(lambda: all(w["serving"] for w in plan_of(proxy)["workers"]))
+        replace(proxy.config, direct(201))
+        until(lambda: status_of(proxy.address) == 201)
+        until(lambda: children(proxy) == 1)
+        until(lambda: descriptors(proxy) == before, 5)
