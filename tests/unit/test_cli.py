@@ -169,9 +169,7 @@ def test_explain_tells_each_rule_and_the_pick(tmp_path: Path) -> None:
     assert "404 NR" in nowhere.stdout and nowhere.returncode == 0
 
 
-@pytest.mark.parametrize(
-    "words", [["catalog"], ["GET ftp://x"], ["GET http://a", "-H", "x"]]
-)
+@pytest.mark.parametrize("words", [["catalog"], ["GET ftp://x"], ["GET http://a", "-H", "x"]])
 def test_explain_refuses_what_is_no_request(tmp_path: Path, words: list[str]) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(GOOD)
