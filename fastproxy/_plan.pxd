@@ -302,8 +302,7 @@ cdef enum RedirectFlag:
     REDIRECT_PORT = 4               # port; 0: that of the request
 
 cdef struct Dfa:
-    uint32_t at                     # uint8_t class[256], uint8_t accept[states], padding,
-                                    # uint16_t next[states * classes]
+    uint32_t at                     # uint8_t class[256], accept[states], padding; uint16_t next[states * classes]
     uint32_t states                 # 0 is the dead one
     uint32_t classes
     uint32_t start

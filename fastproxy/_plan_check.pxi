@@ -51,7 +51,9 @@ cdef bint _check_listeners(const Plan *plan) noexcept nogil:
             return False
         if not _slots_in(plan, listeners[i].suffix, listeners[i].suffix_mask, hosts):
             return False
-        if not _in(listeners[i].lengths, listeners[i].length_count, _count(plan, IN_TABLE)) or listeners[i].length_count > 255:
+        if not _in(listeners[i].lengths, listeners[i].length_count, _count(plan, IN_TABLE)):
+            return False
+        if listeners[i].length_count > 255:
             return False
     return True
 
