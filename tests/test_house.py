@@ -54,7 +54,6 @@ READS_DOCUMENTS = {
     "pydantic",
     "yaml",
     "ruamel",
-    "interegular",
     "typer",
     "click",
     "rich",

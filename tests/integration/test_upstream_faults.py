@@ -61,7 +61,7 @@ def test_malformed_answer(client: Client, upstream: Upstream, name: str) -> None
 
 
 def test_status_line_without_its_last_space(client: Client, upstream: Upstream) -> None:
-    """RFC 9112 §4: the space behind the status is often left out; it is taken, and sent on as it should be."""
+    """RFC 9112 §4: the space behind the status is often left out; it is sent on as it should be."""
     upstream.answers(b"HTTP/1.1 200\r\nContent-Length: 2\r\n\r\nok")
     assert client.request().raw_head.startswith(b"HTTP/1.1 200 ")
 
