@@ -9,7 +9,7 @@ import time
 from tests.support.client import Client, dial
 from tests.support.load import Load
 from tests.support.origin import Origin
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, unless_sanitized
 
 
 def test_descriptor_exhaustion(origin: Origin) -> None:
@@ -80,6 +80,7 @@ def test_slowloris(origin: Origin) -> None:
         proxy.assert_counts_at_zero()
 
 
+@unless_sanitized
 def test_thousands_of_idle_connections(origin: Origin) -> None:
     """Design section 3: an idle connection owns no buffer: 2,000 of them cost the worker little memory."""
     with Proxy(to=origin.address) as proxy:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.client import Client, head
 from tests.support.origin import Origin, digest, pattern
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, unless_sanitized
 from tests.support.upstream import OK, Connection, Upstream, answer
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
@@ -226,6 +226,7 @@ def resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
 
 
+@unless_sanitized
 def test_slow_reader_of_a_large_answer(echo: Proxy, origin: Origin) -> None:
     """Design section 3: when the client is slow the proxy stops reading: 64 MiB never pile up in it."""
     size = 64 << 20
@@ -247,6 +248,7 @@ def test_slow_reader_of_a_large_answer(echo: Proxy, origin: Origin) -> None:
         assert got == size
 
 
+@unless_sanitized
 def test_slow_upstream_of_a_large_upload(proxy: Proxy, upstream: Upstream) -> None:
     """Design section 3: when the upstream does not read, the client's sends halt; nothing piles up."""
     go = threading.Event()

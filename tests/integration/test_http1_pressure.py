@@ -13,7 +13,7 @@ import pytest
 from tests.support.client import Client, head
 from tests.support.http1 import Eof
 from tests.support.origin import Origin, pattern
-from tests.support.proxy import Proxy
+from tests.support.proxy import Proxy, unless_sanitized
 from tests.support.upstream import OK, Connection, Upstream, answer
 
 CHUNKED = [("Transfer-Encoding", "chunked")]
@@ -111,6 +111,7 @@ def test_flood_of_pipelined_requests(echo: Proxy, origin: Origin) -> None:
         sender.join()
 
 
+@unless_sanitized
 def test_pipelining_client_that_does_not_read(echo: Proxy, origin: Origin) -> None:
     """Requests without end from a client that reads no answer: the proxy stops reading, stays small."""
     worker = echo.workers()[-1]

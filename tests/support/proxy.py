@@ -17,8 +17,13 @@ import time
 from pathlib import Path
 from typing import Self
 
+import pytest
+
 from .client import Client
 
+unless_sanitized = pytest.mark.skipif(
+    bool(os.environ.get("FASTPROXY_SANITIZED")), reason="the memory measured would be the sanitizer's own"
+)
 ROOT = Path(__file__).resolve().parents[2]
 # Gauges that must be back at zero once every connection is closed (fastproxy/_balance.pxd, struct Gauges).
 AT_ZERO = (
