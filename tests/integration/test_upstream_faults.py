@@ -236,22 +236,6 @@ def test_too_much_in_an_answer_to_head(client: Client, upstream: Upstream) -> No
     assert client.request().body == b"ok"
 
 
-def test_unasked_answer_on_a_fresh_connection(client: Client, upstream: Upstream) -> None:
-    """An answer that was there before the request was sent is nobody's."""
-
-    def script(conn: Connection) -> None:
-        conn.send(answer(b"evil"))
-        conn.request()
-        conn.send(answer(b"good"))
-
-    upstream.script(script)
-    response = client.request()
-    assert response.body in (b"evil", b"good") or response.status == 502
-    second = client.request()
-    assert second.body in (b"evil", b"good") or second.status == 502
-    assert len(upstream.connections) >= 2, "a connection with bytes left over is not used again"
-
-
 @pytest.mark.parametrize("status", ["413 Content Too Large", "401 Unauthorized", "200 OK"])
 @pytest.mark.parametrize("end", ["close", "keep"])
 def test_answer_before_the_request_is_read(client: Client, upstream: Upstream, status: str, end: str) -> None:
