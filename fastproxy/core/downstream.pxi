@@ -159,6 +159,8 @@ cdef void down_read_head(Worker *w, Conn *d) noexcept nogil:
         n = got
         if have and memchr(w.input + have, 10, n) == NULL and have + n < w.request_limits.target:
             down_wait_head(w, d, w.input + have, n)
+            if d.flags & CONN_READABLE and not (d.flags & CONN_CLOSED):
+                conn_queue(w, d)
             return
     d.flags &= ~CONN_UNSCANNED
     used = scan_request(w.input, have + n, &w.request_limits, &w.head)
@@ -252,7 +254,8 @@ cdef void down_on_event(Worker *w, Conn *d, bint writable) noexcept nogil:
     if d.state == STATE_HEAD:
         down_read_head(w, d)
     elif d.state == STATE_EXCHANGE:
-        if d.flags & CONN_DEAD and (ex.flags & EX_REQUEST_DONE or ex.up == NULL):
+        if d.flags & CONN_DEAD and (ex.flags & EX_REQUEST_DONE or ex.up == NULL or ex.up.output != NULL
+                                    or ex.up.state == STATE_CONNECTING):
             exchange_abort(w, ex, KIND_DOWNSTREAM_CLOSED)
         elif not (ex.flags & EX_REQUEST_DONE):
             request_pump(w, ex)
@@ -285,6 +288,7 @@ cdef bint down_on_writable(Worker *w, Conn *d) noexcept nogil:
         down_linger(w, d, False)
         return False
     if d.state == STATE_TUNNEL:
+        timer_set(w, &d.timer, w.now_ms + w.options.tunnel_idle_timeout)
         tunnel_on_event(w, ex, d, True)
         return not (d.flags & CONN_CLOSED)
     if ex == NULL:

@@ -320,10 +320,12 @@ cdef void request_pump(Worker *w, Exchange *ex) noexcept nogil:
             return
         if ex.flags & EX_REQUEST_DONE:
             timer_clear(&d.timer)
-        if ex.flags & EX_REQUEST_CUT:
-            continue
         chunk_release(w, ex.head)           # from here on it cannot be sent again
         ex.head = NULL
+        if ex.flags & EX_REQUEST_CUT:
+            if ex.flags & EX_REQUEST_DONE:
+                return
+            continue
         if not conn_write(w, u, w.input, body, NULL, 0):
             request_refused(w, ex)
             return

@@ -143,11 +143,15 @@ cdef bint upgrade_wanted(const Head *h) noexcept nogil:
     """An upgrade is passed on, but never to h2c: a proxy that tunnels it is blind to what is inside."""
     cdef const Field *f = known_field(h, KNOWN_UPGRADE)
     cdef const uint8_t *v
+    cdef uint32_t i
     if not (h.flags & HEAD_CONNECTION_UPGRADE) or f == NULL or h.minor == 0 or h.first[KNOWN_HTTP2_SETTINGS]:
         return False
     v = h.base + f.value
     if f.value_len == 0 or memchr(v, 44, f.value_len) != NULL:     # one protocol, not a list
         return False
+    for i in range(h.first[KNOWN_UPGRADE], h.field_count):
+        if h.fields[i].known == KNOWN_UPGRADE:                      # a second line makes a list too
+            return False
     return not (f.value_len >= 2 and (v[0] | 32) == 104 and v[1] == 50)
 
 cdef uint8_t *request_head(Worker *w, uint8_t *o, Exchange *ex, const Routing *r, const uint8_t *target,

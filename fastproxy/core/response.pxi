@@ -125,7 +125,8 @@ cdef bint response_interim(Worker *w, Exchange *ex, const Head *h) noexcept nogi
     if not conn_write(w, ex.down, w.output, end - w.output, NULL, 0):
         exchange_abort(w, ex, KIND_DOWNSTREAM_CLOSED)
         return True
-    down_watch_write(w, ex.down)
+    if ex.down.output != NULL:
+        down_watch_write(w, ex.down)
     return True
 
 cdef void response_start(Worker *w, Exchange *ex, uint8_t *p, size_t used, size_t n) noexcept nogil:

@@ -52,7 +52,7 @@ cdef Conn *up_open(Worker *w, const Plan *plan, const Endpoint *e, int *kind) no
     u.fd = fd
     u.slot = e.slot
     u.identity = e.identity
-    u.idle_limit_ms = <uint32_t>w.options.upstream_idle_timeout
+    u.idle_limit_ms = <uint32_t>min(w.options.upstream_idle_timeout, <uint64_t>0xFFFFFFFF)
     u.state = STATE_CONNECTING
     if e.family == AF_UNIX:
         u.flags = CONN_UNIX
@@ -164,6 +164,9 @@ cdef void up_on_event(Worker *w, Conn *u, bint writable) noexcept nogil:
     if u.state == STATE_CONNECTING:
         if writable or u.flags & CONN_DEAD:
             up_on_connected(w, u)
+        if u.exchange == NULL or u.exchange != ex or u.state != STATE_EXCHANGE or not (u.flags & CONN_READABLE):
+            return
+        response_pump(w, ex)                    # it answered, or went away, in the very event that connected it
         return
     if u.state == STATE_IDLE:
         if u.flags & CONN_READABLE:

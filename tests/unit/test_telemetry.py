@@ -227,7 +227,7 @@ class Live:
         }
 
     def cluster(self, slot: int) -> dict[str, int]:
-        return {"active": 1, "pick": 8, "requests": 21, "errors": 4} if slot == 7 else {"active": 0}
+        return {"active": 2, "pick": 8, "requests": 21, "errors": 4} if slot == 7 else {"active": 0}
 
     def endpoint(self, slot: int) -> dict[str, int]:
         return {"health": slot, "active": 4, "connections": 5, "requests": 6, "errors": 7}
