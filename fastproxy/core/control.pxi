@@ -196,6 +196,7 @@ cdef class Core:
                 clock_read(self.w)
                 listener_on_event(self.w, listener)
                 listener_end(self.w, listener)
+                timers_settle(self.w)
                 return True
             listener = listener.next
         return False
@@ -204,6 +205,7 @@ cdef class Core:
         """Stop accepting, end idle connections, let exchanges finish; :meth:`connections` reaches 0."""
         clock_read(self.w)
         worker_drain(self.w)
+        timers_settle(self.w)           # no tick may come before the deadlines set here
 
     def connections(self):
         """Downstream connections that are open."""
