@@ -197,6 +197,20 @@ class Proxy:
         assert total, f"no fastproxy_worker_ metrics in:\n{text[:2000]}"
         return total
 
+    def gauge_of(self, worker: int, name: str) -> float:
+        """One worker's gauge."""
+        text = self.ask("/metrics")[1]
+        return sum(
+            float(v) for n, key, v in SAMPLE.findall(text) if n == name and key == f'worker="{worker}"'
+        )
+
+    def wait_said(self, *words: str, timeout: float = 3.0) -> None:
+        """Until a line on standard error has all of these words."""
+        deadline = time.monotonic() + timeout
+        while not any(all(word in line for word in words) for line in self.lines):
+            assert time.monotonic() < deadline, f"no line with {words} in:\n{self.stderr}"
+            time.sleep(0.02)
+
     def wait_gauge(self, name: str, value: float, timeout: float = 5.0) -> None:
         """Until that gauge has that value."""
         deadline = time.monotonic() + timeout
