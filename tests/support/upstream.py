@@ -120,6 +120,7 @@ class Upstream:
         self._threads: list[threading.Thread] = []
         self._path = path
         self._closing = False
+        self._lock = threading.Lock()  # a connection and its thread are registered together
         self._acceptor = threading.Thread(target=self._accept, daemon=True)
         self._acceptor.start()
 
@@ -159,11 +160,12 @@ class Upstream:
             sock.settimeout(20)
             if sock.family == socket.AF_INET:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            conn = Connection(self, sock, len(self.connections))
-            thread = threading.Thread(target=self._run, args=(conn, self._script), daemon=True)
-            self.connections.append(conn)
-            thread.start()
-            self._threads.append(thread)
+            with self._lock:
+                conn = Connection(self, sock, len(self.connections))
+                thread = threading.Thread(target=self._run, args=(conn, self._script), daemon=True)
+                self.connections.append(conn)
+                thread.start()
+                self._threads.append(thread)
 
     def _run(self, conn: Connection, script: Script) -> None:
         try:
@@ -187,22 +189,27 @@ class Upstream:
 
     def join(self, timeout: float = 5.0) -> None:
         """Until every script has ended."""
-        for thread in list(self._threads):
+        with self._lock:
+            threads = list(self._threads)
+        for thread in threads:
             thread.join(timeout)
             assert not thread.is_alive(), "a script still waits for the proxy"
 
     def reset(self, check: bool = True) -> None:
         """Close every connection, forget what was seen, and raise what a script raised."""
-        for conn in self.connections:
+        with self._lock:
+            connections, threads = self.connections, self._threads
+            self.connections, self._threads = [], []
+            self._script = serve_ok
+        for conn in connections:
             with contextlib.suppress(OSError):
                 conn.sock.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
+        for thread in threads:
             thread.join(25)
-        for conn in self.connections:
+        for conn in connections:
             conn.sock.close()
         failures = self.failures
-        self.requests, self.connections, self._threads, self.failures = [], [], [], []
-        self._script = serve_ok
+        self.requests, self.failures = [], []
         if check and failures:
             raise AssertionError(f"the upstream's script failed: {failures[0]!r}") from failures[0]
 
