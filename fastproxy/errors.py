@@ -46,6 +46,7 @@ class Kind(IntEnum):
     DOWNSTREAM_TIMEOUT = 37
     LOOP = 38
     EXPECTATION = 39
+    MAX_FORWARDS = 40
     # routing
     NO_ROUTE = 48
     NO_CLUSTER = 49
@@ -120,6 +121,9 @@ TABLE: dict[Kind, Row] = {
     Kind.DOWNSTREAM_TIMEOUT: Row(0, "SI", "downstream", False, False, ""),
     Kind.LOOP: Row(508, "DPE", "config", False, False, "request loop"),
     Kind.EXPECTATION: Row(417, "DPE", "downstream", False, False, "expectation not supported"),
+    Kind.MAX_FORWARDS: Row(
+        501, "DPE", "downstream", False, False, "Max-Forwards is 0 and the proxy answers no such request"
+    ),
     Kind.NO_ROUTE: Row(404, "NR", "config", False, False, "no route matches"),
     Kind.NO_CLUSTER: Row(503, "NC", "config", False, False, "no such cluster or subset"),
     Kind.NO_HEALTHY: Row(503, "UH", "upstream", False, False, "no healthy upstream"),

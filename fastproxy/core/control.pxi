@@ -74,6 +74,7 @@ cdef class Core:
             self.w.drop_request[known] = 1
         self.w.drop_request[KNOWN_FORWARDED] = not o.trusted_hops or o.forwarded
         self.w.accept_hash = field_hash(b"accept", 6)
+        self.w.max_forwards_hash = field_hash(b"max-forwards", 12)
         return 0
 
     cdef int _errors(self, list rows) except -1:
@@ -194,8 +195,8 @@ cdef class Core:
         while listener != NULL:
             if not listener.closing and listener.name[:listener.name_len] == name:
                 clock_read(self.w)
-                listener_on_event(self.w, listener)
                 listener_end(self.w, listener)
+                listeners_sweep(self.w)
                 timers_settle(self.w)
                 return True
             listener = listener.next

@@ -7,7 +7,8 @@ cdef void listener_on_event(Worker *w, Listener *listener) noexcept nogil:
     cdef Conn *d
     cdef int fd
     cdef int turn
-    if w.live.header.workers > 1 and not listener.deferred and workers_ahead(w):
+    cdef int alone = 64 if w.live.header.workers == 1 else 8 if listener.deferred else 0
+    if not alone and workers_ahead(w):
         listener.deferred = True
         listener.paused = True
         epoll_ctl(w.epfd, EPOLL_CTL_DEL, listener.fd, NULL)
@@ -15,6 +16,8 @@ cdef void listener_on_event(Worker *w, Listener *listener) noexcept nogil:
         return
     listener.deferred = False
     for turn in range(64):
+        if turn > alone and workers_ahead(w):
+            return                              # the rest is told again, to all
         if w.options.max_connections and w.connection_count >= w.options.max_connections:
             listeners_pause(w)
             return

@@ -66,6 +66,9 @@ cdef void exchange_start(Worker *w, Conn *d, uint8_t *p, size_t used, size_t n) 
         ex.flags &= ~EX_KEEP_DOWN               # what follows may be the tunnel's bytes, sent ahead of our answer
         exchange_fail(w, ex, KIND_CONNECT_METHOD, 0)
         return
+    if (h.method_id == METHOD_OPTIONS or h.method_id == METHOD_TRACE) and not max_forwards_lower(w, ex, h):
+        exchange_fail(w, ex, KIND_MAX_FORWARDS, 0)
+        return
     if h.first[KNOWN_EXPECT] and h.minor and not (h.flags & HEAD_EXPECT_CONTINUE):
         exchange_fail(w, ex, KIND_EXPECTATION, 0)
         return
@@ -271,12 +274,15 @@ cdef void exchange_send(Worker *w, Exchange *ex) noexcept nogil:
 cdef void request_refused(Worker *w, Exchange *ex) noexcept nogil:
     """The upstream takes no more. It may have answered already (413, say): look before giving up."""
     cdef Conn *u = ex.up
+    cdef Conn *d = ex.down
     chunks_release(w, u.output)
     u.output = NULL
     u.output_tail = NULL
     u.flags |= CONN_SEND_DEAD | CONN_READABLE | CONN_DEAD
     ex.flags |= EX_REQUEST_CUT
     response_pump(w, ex)
+    if d.exchange == ex and not (d.flags & CONN_CLOSED) and d.flags & CONN_READABLE:
+        conn_queue(w, d)                    # no edge will come for the rest, which is read and thrown away
 
 cdef void request_pump(Worker *w, Exchange *ex) noexcept nogil:
     """Read the request's body and hand it on, until there is no more, or the upstream is slow."""

@@ -60,6 +60,8 @@ cdef void graveyard_empty(Worker *w) noexcept nogil:
             spare_release(&w.conns, c)
         c = following
     w.graveyard = kept
+    if w.listeners_closing:
+        listeners_sweep(w)
 
 cdef bint run_tick(Worker *w) noexcept nogil:
     """True: stopped by the budget or a command, there may be more."""
@@ -84,9 +86,15 @@ cdef bint run_tick(Worker *w) noexcept nogil:
             break
         w.live.gauges.rounds += 1
         clock_read(w)
+        for i in range(n):              # upstreams first: a pooled connection that ends in this batch is not used in it
+            if (<uint8_t *>w.events[i].data.ptr)[0] == SIDE_UP:
+                conn_on_event(w, <Conn *>w.events[i].data.ptr, w.events[i].events)
+                worked = True
         for i in range(n):
             side = (<uint8_t *>w.events[i].data.ptr)[0]
-            if side == SIDE_DOWN or side == SIDE_UP:
+            if side == SIDE_UP:
+                continue
+            if side == SIDE_DOWN:
                 conn_on_event(w, <Conn *>w.events[i].data.ptr, w.events[i].events)
                 worked = True
             elif side == SIDE_LISTENER:
@@ -162,7 +170,6 @@ cdef void worker_drain(Worker *w) noexcept nogil:
     w.draining = True
     while listener != NULL:
         if not listener.closing:
-            listener_on_event(w, listener)
             listener_end(w, listener)
         listener = listener.next
     d = w.connections
@@ -180,11 +187,35 @@ cdef void worker_drain(Worker *w) noexcept nogil:
     graveyard_empty(w)
 
 cdef void listener_end(Worker *w, Listener *listener) noexcept nogil:
-    """Stop accepting from it. The struct stays until its last connection is gone."""
+    """Take what already waits, then stop accepting. The struct stays until its last connection is gone."""
+    cdef uint64_t before
+    cdef int turn
     if listener.closing:
         return
+    for turn in range(64):
+        if listener.paused and not listener.deferred:
+            break
+        before = w.live.gauges.accepted
+        listener.deferred = True            # so that it does not step back once more
+        listener_on_event(w, listener)
+        if w.live.gauges.accepted == before:
+            break
     listener.closing = True
+    w.listeners_closing += 1
     if not listener.paused:
         epoll_ctl(w.epfd, EPOLL_CTL_DEL, listener.fd, NULL)
     c_close(listener.fd)
     listener.fd = -1
+
+cdef void listeners_sweep(Worker *w) noexcept nogil:
+    """Free those that ended and have no connection left. Not within a batch of events, which may point at them."""
+    cdef Listener **link = &w.listeners
+    cdef Listener *listener
+    while w.listeners_closing and link[0] != NULL:
+        listener = link[0]
+        if listener.closing and listener.connections == 0:
+            link[0] = listener.next
+            w.listeners_closing -= 1
+            free(listener)
+        else:
+            link = &listener.next

@@ -8,6 +8,7 @@ cdef enum:                          # numbers of fastproxy.errors.Kind; the pars
     KIND_DOWNSTREAM_CLOSED = 36
     KIND_DOWNSTREAM_TIMEOUT = 37
     KIND_EXPECTATION = 39
+    KIND_MAX_FORWARDS = 40
     KIND_NO_ROUTE = 48
     KIND_NO_CLUSTER = 49
     KIND_NO_HEALTHY = 50

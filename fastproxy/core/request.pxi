@@ -139,6 +139,32 @@ cdef size_t request_head_bound(const Head *h, const Route *route, const Destinat
     return (<size_t>h.length + HEAD_ROOM + target_len + route.request.append.len + destination.request.append.len
             + route.authority.len + 3 * <size_t>h.authority.len)
 
+cdef bint max_forwards_lower(Worker *w, Exchange *ex, Head *h) noexcept nogil:
+    """RFC 9110 §7.6.2: OPTIONS and TRACE go on with one less. False: it was 0, so the request ends here. A value that is
+    no number, or is large, passes as it is."""
+    cdef uint32_t i
+    cdef uint32_t k
+    cdef uint32_t value
+    cdef Field *f
+    for i in range(h.field_count):
+        f = &h.fields[i]
+        if f.hash != w.max_forwards_hash or not (
+                f.name_len == 12 and name_equals(h.base + f.name, b"max-forwards", 12)):
+            continue
+        if f.value_len == 0 or f.value_len > 4:
+            return True
+        value = 0
+        for k in range(f.value_len):
+            if not 48 <= h.base[f.value + k] <= 57:
+                return True
+            value = value * 10 + (h.base[f.value + k] - 48)
+        if value == 0:
+            return False
+        f.known = KNOWN_NOMINATED                                   # dropped with the hop-by-hop fields
+        ex.max_forwards = <uint16_t>value
+        return True
+    return True
+
 cdef bint upgrade_wanted(const Head *h) noexcept nogil:
     """An upgrade is passed on, but never to h2c: a proxy that tunnels it is blind to what is inside."""
     cdef const Field *f = known_field(h, KNOWN_UPGRADE)
@@ -191,6 +217,9 @@ cdef uint8_t *request_head(Worker *w, uint8_t *o, Exchange *ex, const Routing *r
         slash = w.options.via_len
         o = put(o, w.options.via, slash)
         (o - slash + 7)[0] = 48 + h.minor                           # Via names the version that was received
+    if ex.max_forwards:
+        o = put_number(put(o, b"Max-Forwards: ", 14), ex.max_forwards - 1)
+        o = put(o, b"\r\n", 2)
     if ex.flags & EX_UPGRADE:
         o = put(o, b"Connection: upgrade\r\n", 21)
     elif h.flags & HEAD_TE_TRAILERS and h.minor:

@@ -9,8 +9,8 @@ cdef uint8_t *response_head(Worker *w, uint8_t *o, Exchange *ex, const Head *h, 
     cdef uint32_t line
     cdef bint upgraded = h.status == 101
     drop[KNOWN_UPGRADE] = not upgraded
-    drop[KNOWN_TRANSFER_ENCODING] = (ex.flags & EX_DECHUNK) != 0
-    drop[KNOWN_TRAILER] = (ex.flags & EX_DECHUNK) != 0
+    drop[KNOWN_TRANSFER_ENCODING] = (ex.flags & EX_HTTP10) != 0     # RFC 9112 §6.1: never to HTTP/1.0
+    drop[KNOWN_TRAILER] = (ex.flags & EX_HTTP10) != 0
     drop[KNOWN_SERVER] = 0
     # the status line behind "HTTP/1.x", whatever version the upstream speaks: we answer as HTTP/1.1 (RFC 9110 §2.5)
     line = h.fields[0].name if h.field_count else h.length - 2
@@ -248,7 +248,13 @@ cdef int64_t response_dechunk(Exchange *ex, uint8_t *p, size_t n, int64_t used, 
 
 cdef void response_done(Worker *w, Exchange *ex) noexcept nogil:
     """All of the answer is framed. The upstream is free; the exchange ends when the downstream has taken it."""
+    cdef Conn *u = ex.up
+    cdef uint8_t byte
     ex.flags |= EX_RESPONSE_DONE
+    if u.flags & CONN_READABLE and not (u.flags & (CONN_FIN | CONN_DEAD | CONN_EOF)):
+        # the last read was as long as asked for, so it did not tell whether anything follows
+        if c_recv(u.fd, &byte, 1, MSG_PEEK) < 0 and errno == EAGAIN:
+            u.flags &= ~CONN_READABLE
     up_detach(w, ex)
     if ex.down.output == NULL:
         exchange_finish(w, ex)

@@ -42,7 +42,7 @@ cdef extern from "<sys/socket.h>" nogil:
     enum: SO_LINGER
     enum: SHUT_WR
     enum: MSG_NOSIGNAL
-    enum: MSG_DONTWAIT
+    enum: MSG_PEEK
     ctypedef unsigned int socklen_t
     struct sockaddr:
         unsigned short sa_family

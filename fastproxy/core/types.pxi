@@ -129,6 +129,7 @@ cdef struct Exchange:
     uint8_t response_framing
     uint8_t method_id
     uint8_t minor
+    uint16_t max_forwards           # one more than what is to be sent; 0: the field is not there
     # record
     uint8_t error
     uint8_t detail
@@ -243,6 +244,7 @@ cdef struct Worker:
     size_t ring_size
     Wheel wheel
     Listener *listeners
+    uint32_t listeners_closing      # ended, struct still there
     Conn *connections               # downstream, all
     uint64_t connection_count
     Conn *ready_first
@@ -262,7 +264,7 @@ cdef struct Worker:
     uint32_t output_size
     uint8_t *path                   # scratch: normalised path, rewritten path
     uint32_t accept_hash
-    uint32_t http2_hash
+    uint32_t max_forwards_hash
     uint8_t drop_request[KNOWN_COUNT]
     uint8_t drop_response[KNOWN_COUNT]
     Head head

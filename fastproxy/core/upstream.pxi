@@ -149,8 +149,13 @@ cdef Conn *pool_take(Worker *w, const Endpoint *e) noexcept nogil:
     return u
 
 cdef bint pool_trim(Worker *w) noexcept nogil:
-    """Out of descriptors: give up the oldest idle connection of the first pool that has one."""
+    """Out of descriptors: give up a spare pipe, or the oldest idle connection of the first pool that has one."""
     cdef uint32_t i
+    if w.spare_pipe_count:
+        w.spare_pipe_count -= 1
+        c_close(w.spare_pipes[w.spare_pipe_count][0])
+        c_close(w.spare_pipes[w.spare_pipe_count][1])
+        return True
     if w.live.gauges.upstream_idle == 0:
         return False
     for i in range(w.live.header.endpoints):
