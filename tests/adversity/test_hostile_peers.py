@@ -1,9 +1,11 @@
-"""Both sides misbehave at once: random messages, splits, cuts and resets, tiny socket buffers, many connections.
+"""Both sides misbehave at once: random messages, splits, cuts and resets, tiny socket buffers, many
+connections.
 
-Every exchange has a number, and all about it follows from the number: what the client sends, what the upstream
-answers, and what goes wrong. So each side can check each byte it got. What must hold whatever happens: an answer that
-is whole is the one that the upstream gave to this very request, or one of the proxy's own; a request that is whole at
-the upstream is the one that the client sent; nobody waits for ever; the worker lives; nothing stays behind.
+Every exchange has a number, and all about it follows from the number: what the client sends, what the
+upstream answers, and what goes wrong. So each side can check each byte it got. What must hold whatever
+happens: an answer that is whole is the one that the upstream gave to this very request, or one of the
+proxy's own; a request that is whole at the upstream is the one that the client sent; nobody waits for
+ever; the worker lives; nothing stays behind.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.client import Client, head
-from tests.support.http1 import Eof, Malformed, Response
+from tests.support.http1 import Eof, Malformed, Request, Response
 from tests.support.proxy import Proxy
 from tests.support.upstream import Connection, Upstream
 
@@ -197,7 +199,7 @@ class Hammer:
             if case.early:
                 self._read_body(conn, case, request)
 
-    def _read_body(self, conn: Connection, case: Case, request) -> None:  # type: ignore[no-untyped-def]
+    def _read_body(self, conn: Connection, case: Case, request: Request) -> None:
         body = conn.reader.body_of(request).body
         if body != case.sent:
             self.failures.append(f"{case.number}: request of {len(body)} bytes, not {len(case.sent)}")

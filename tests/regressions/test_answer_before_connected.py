@@ -1,8 +1,9 @@
 """An upstream that answers before we have seen that the connection stands.
 
-A server at its limit says 503 to whoever connects and closes, without reading. When the worker was busy, that answer and
-the FIN were reported by the very event that said the connection was made. The core sent the request and did not
-look at the other half of the event; the edge was gone, and the exchange hung until --upstream-read-timeout.
+A server at its limit says 503 to whoever connects and closes, without reading. When the worker was busy,
+that answer and the FIN were reported by the very event that said the connection was made. The core sent
+the request and did not look at the other half of the event; the edge was gone, and the exchange hung
+until --upstream-read-timeout.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Drain waits a second for the first request of a connection that never sent one, not a minute.
 
-The deadline was moved to one second while no event was being served, so the kernel's timer still stood where it was,
-at the end of the header timeout. Nothing else woke the worker, and drain took as long as --drain-timeout allowed.
+The deadline was moved to one second while no event was being served, so the kernel's timer still stood
+where it was, at the end of the header timeout. Nothing else woke the worker, and drain took as long as
+--drain-timeout allowed.
 """
 
 from __future__ import annotations

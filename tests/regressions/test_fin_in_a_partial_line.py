@@ -1,7 +1,8 @@
 """A client that goes away in the middle of a line of its head.
 
-A head in pieces is only scanned again when a line has been completed. When bytes without a line end and the FIN came
-in one event, the connection was put aside with the FIN unread, and kept until the header timeout.
+A head in pieces is only scanned again when a line has been completed. When bytes without a line end and
+the FIN came in one event, the connection was put aside with the FIN unread, and kept until the header
+timeout.
 """
 
 from __future__ import annotations

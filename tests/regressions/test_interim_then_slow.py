@@ -1,8 +1,9 @@
 """An interim answer is not an answer half taken.
 
-Each 1xx that was passed on started the downstream's write timeout, also when the client had taken all of it.
-Nothing stopped that timer before the final answer, so an upstream that said `102 Processing` and then worked for
-longer than --write-timeout (a minute by default) was cut off without an answer, and the log blamed the client.
+Each 1xx that was passed on started the downstream's write timeout, also when the client had taken all of
+it. Nothing stopped that timer before the final answer, so an upstream that said `102 Processing` and then
+worked for longer than --write-timeout (a minute by default) was cut off without an answer, and the log
+blamed the client.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """--upstream-idle-timeout of some weeks was a moment.
 
-The flag takes up to a year, and the milliseconds were kept in 32 bits: 4294968 seconds became 704 ms, and pooled
-connections were closed long before their time.
+The flag takes up to a year, and the milliseconds were kept in 32 bits: 4294968 seconds became 704 ms, and
+pooled connections were closed long before their time.
 """
 
 from __future__ import annotations

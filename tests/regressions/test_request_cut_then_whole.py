@@ -1,8 +1,8 @@
 """The rest of a request that nobody wants any more ends, and its answer goes on.
 
 An upstream that answered early and reset the connection had its answer passed on while the rest of the
-upload was thrown away. When the client had sent the last byte of it before it had read the answer, the core asked the
-socket for zero bytes, took the zero it got for the client's end, and cut the answer off.
+upload was thrown away. When the client had sent the last byte of it before it had read the answer, the
+core asked the socket for zero bytes, took the zero it got for the client's end, and cut the answer off.
 """
 
 from __future__ import annotations

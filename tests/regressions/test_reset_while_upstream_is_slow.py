@@ -1,7 +1,7 @@
 """A client that resets in the middle of an upload which the upstream does not read.
 
-The core reads no more of a request while the upstream takes none, and so it did not see the reset either: the
-exchange, its upstream connection and its buffers stayed until --upstream-read-timeout, five minutes.
+The core reads no more of a request while the upstream takes none, and so it did not see the reset either:
+the exchange, its upstream connection and its buffers stayed until --upstream-read-timeout, five minutes.
 """
 
 from __future__ import annotations

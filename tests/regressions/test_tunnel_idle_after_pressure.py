@@ -1,7 +1,8 @@
 """A tunnel that had to wait for a slow client forgot its idle timeout.
 
 The timer that bounds a blocked write is the one that ends an idle tunnel. When the blocked bytes were
-taken it was cleared, and only further bytes set it again: a tunnel that stayed silent from then on was kept for ever.
+taken it was cleared, and only further bytes set it again: a tunnel that stayed silent from then on was
+kept for ever.
 """
 
 from __future__ import annotations

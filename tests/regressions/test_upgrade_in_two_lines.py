@@ -1,7 +1,8 @@
 """`Upgrade: websocket` in one line and `Upgrade: h2c` in the next.
 
-An upgrade to h2c is never passed on, nor is a list: a proxy that tunnels HTTP/2 is blind to what is inside. Only
-the first line was looked at, but every line was passed on, and two lines are a list (RFC 9110 §5.3).
+An upgrade to h2c is never passed on, nor is a list: a proxy that tunnels HTTP/2 is blind to what is
+inside. Only the first line was looked at, but every line was passed on, and two lines are a list (RFC
+9110 §5.3).
 """
 
 from __future__ import annotations
