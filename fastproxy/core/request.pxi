@@ -140,8 +140,8 @@ cdef size_t request_head_bound(const Head *h, const Route *route, const Destinat
             + route.authority.len + 3 * <size_t>h.authority.len)
 
 cdef bint max_forwards_lower(Worker *w, Exchange *ex, Head *h) noexcept nogil:
-    """RFC 9110 §7.6.2: OPTIONS and TRACE go on with one less. False: it was 0, so the request ends here. A value that is
-    no number, or is large, passes as it is."""
+    """RFC 9110 §7.6.2: OPTIONS and TRACE go on with one less. False: it was 0, so the request ends here. What is no
+    number, or a large one, passes as it is."""
     cdef uint32_t i
     cdef uint32_t k
     cdef uint32_t value
