@@ -170,6 +170,10 @@ cdef void exchange_forward(Worker *w, Exchange *ex, const Routing *r, const uint
     if ex.endpoint == NULL:
         exchange_fail(w, ex, KIND_NO_HEALTHY, 0)
         return
+    if not holds(w, ex.cluster.slot < w.live.header.clusters and ex.endpoint.slot < w.live.header.endpoints,
+                 b"slots of the plan are slots of live memory"):
+        exchange_fail(w, ex, KIND_INTERNAL, 0)
+        return
     # path and query stand together in the request; only a path that changed is put together anew
     target = h.base + h.path.at
     target_len = h.path.len + (h.query.len + 1 if h.query.at else 0)

@@ -16,9 +16,18 @@ cdef void clock_read(Worker *w) noexcept nogil:
     clock_gettime(CLOCK_REALTIME, &ts)
     w.real_us = <uint64_t>ts.tv_sec * 1000000 + ts.tv_nsec // 1000
 
+cdef inline bint conn_sane(const Conn *c) noexcept nogil:
+    """A connection has an exchange exactly in the states that need one, and the exchange knows it."""
+    if c.state == STATE_EXCHANGE or c.state == STATE_TUNNEL or c.state == STATE_CONNECTING:
+        return c.exchange != NULL and (c.exchange.down == c if c.side == SIDE_DOWN else c.exchange.up == c)
+    return c.exchange == NULL
+
 cdef void conn_on_event(Worker *w, Conn *c, uint32_t events) noexcept nogil:
     if c.flags & CONN_CLOSED:
         return                          # an earlier event of this batch closed it
+    if not holds(w, conn_sane(c), b"state and exchange of a connection agree"):
+        conn_close(w, c, True)
+        return
     if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
         c.flags |= CONN_READABLE
         if events & EPOLLRDHUP:

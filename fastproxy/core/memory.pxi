@@ -1,6 +1,15 @@
 # Freelists: acquire and release are counted, and every test ends by asserting that nothing is out.
 # Released memory stays for the next exchange up to a ceiling; above it, it goes back to the system.
 
+cdef inline bint holds(Worker *w, bint truth, const char *what) noexcept nogil:
+    """What cannot be otherwise. Ends the process in a debug build; else it is counted, and the caller drops the one
+    connection that it is about."""
+    if likely(truth):
+        return True
+    debug_fail(what)
+    w.live.gauges.invariant_failures += 1
+    return False
+
 cdef inline uint8_t *chunk_data(Chunk *c) noexcept nogil:
     return <uint8_t *>(c + 1)
 

@@ -163,6 +163,14 @@ cdef extern from *:
     """
     #define fp_likely(x) __builtin_expect(!!(x), 1)
     #define fp_unlikely(x) __builtin_expect(!!(x), 0)
+    #ifdef FASTPROXY_DEBUG
+    #include <stdio.h>
+    #include <stdlib.h>
+    #define fp_debug_fail(what) (fprintf(stderr, "fastproxy: invariant broken: %s\\n", what), abort())
+    #else
+    #define fp_debug_fail(what) ((void)0)
+    #endif
     """
     bint likely "fp_likely"(bint x) noexcept nogil
     bint unlikely "fp_unlikely"(bint x) noexcept nogil
+    void debug_fail "fp_debug_fail"(const char *what) noexcept nogil
