@@ -14,8 +14,9 @@ cdef Exchange *exchange_begin(Worker *w, Conn *d) noexcept nogil:
     ex.plan = w.plan
     if w.plan != NULL:
         w.plan.references += 1
-    ex.start_us = w.now_us
-    ex.start_real_us = w.real_us
+    ex.start_us = d.total if d.flags & CONN_HEAD_TIMED else w.now_us
+    ex.start_real_us = w.real_us - (w.now_us - ex.start_us)
+    request_id_make(w, ex)
     ex.upstream_us = NO_INDEX
     ex.pipe[0] = -1
     ex.listener = d.listener.plan_index
@@ -87,6 +88,8 @@ cdef void exchange_classify(Worker *w, Exchange *ex, const Head *h) noexcept nog
     ex.method_id = h.method_id
     ex.minor = h.minor
     ex.request_framing = h.framing
+    if h.first[KNOWN_X_REQUEST_ID]:
+        ex.flags &= ~EX_OWN_ID
     if h.minor == 0:
         ex.flags |= EX_HTTP10
         if h.flags & HEAD_CONNECTION_KEEP_ALIVE and not (h.flags & HEAD_CONNECTION_CLOSE):

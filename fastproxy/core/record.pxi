@@ -120,7 +120,10 @@ cdef void exchange_record(Worker *w, Exchange *ex) noexcept nogil:
     r.client_port = ex.client_port
     memcpy(r.text_len, ex.text_len, sizeof(ex.text_len))
     memcpy(r.client, ex.client, 16)
-    memcpy(r.request_id, ex.request_id, 16)
+    if ex.flags & EX_OWN_ID:
+        memcpy(r.request_id, ex.request_id, 16)
+    else:
+        memset(r.request_id, 0, 16)
     r.worker = w.index
     if ex.texts != NULL:
         memcpy(<uint8_t *>r + sizeof(Record), chunk_data(ex.texts), ex.texts.end)

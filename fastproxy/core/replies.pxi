@@ -89,6 +89,7 @@ cdef void reply_send(Worker *w, Exchange *ex, uint8_t *end, const uint8_t *body,
     """End a head that stands in w.output, send it with its body, and end the exchange."""
     if not (ex.flags & EX_REQUEST_DONE) or w.draining:
         ex.flags &= ~EX_KEEP_DOWN
+    end = put_request_id(end, ex)           # whoever got this answer can name the line of the log
     if ex.status != 204:                    # RFC 9110 §8.6: no length where there can be no content
         end = put(end, b"Content-Length: ", 16)
         end = put(put_number(end, body_len), b"\r\n", 2)

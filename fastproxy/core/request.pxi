@@ -47,6 +47,23 @@ cdef uint8_t *put_uuid(uint8_t *o, const uint8_t *id) noexcept nogil:
         o += 2
     return o
 
+cdef void request_id_make(Worker *w, Exchange *ex) noexcept nogil:
+    """A random UUID (RFC 9562, version 4), for the case that the request brings none."""
+    cdef uint64_t half = random_next(w)
+    memcpy(ex.request_id, &half, 8)
+    half = random_next(w)
+    memcpy(ex.request_id + 8, &half, 8)
+    ex.request_id[6] = (ex.request_id[6] & 0x0f) | 0x40
+    ex.request_id[8] = (ex.request_id[8] & 0x3f) | 0x80
+    ex.flags |= EX_OWN_ID
+
+cdef uint8_t *put_request_id(uint8_t *o, const Exchange *ex) noexcept nogil:
+    if ex.flags & EX_OWN_ID:
+        o = put(o, b"X-Request-Id: ", 14)
+        o = put_uuid(o, ex.request_id)
+        o = put(o, b"\r\n", 2)
+    return o
+
 cdef inline const Field *known_field(const Head *h, int known) noexcept nogil:
     return <const Field *>h.fields + (h.first[known] - 1) if h.first[known] else NULL
 
@@ -187,8 +204,6 @@ cdef uint8_t *request_head(Worker *w, uint8_t *o, Exchange *ex, const Routing *r
     cdef const Head *h = r.head
     cdef const Route *route = r.route
     cdef uint8_t *drop = w.drop_request
-    cdef uint64_t id
-    cdef uint32_t i
     cdef uint32_t slash
     o = put(o, h.base + h.method.at, h.method.len)
     o[0] = 32
@@ -203,16 +218,7 @@ cdef uint8_t *request_head(Worker *w, uint8_t *o, Exchange *ex, const Routing *r
     drop[KNOWN_UPGRADE] = not (ex.flags & EX_UPGRADE)
     o = put_fields(w, o, h, drop, ex.plan, &route.request, &ex.destination.request)
     o = put_forwarding(w, o, ex, h)
-    if h.first[KNOWN_X_REQUEST_ID] == 0:
-        id = random_next(w)
-        memcpy(ex.request_id, &id, 8)
-        id = random_next(w)
-        memcpy(ex.request_id + 8, &id, 8)
-        ex.request_id[6] = (ex.request_id[6] & 0x0f) | 0x40         # RFC 9562: version 4
-        ex.request_id[8] = (ex.request_id[8] & 0x3f) | 0x80
-        o = put(o, b"X-Request-Id: ", 14)
-        o = put_uuid(o, ex.request_id)
-        o = put(o, b"\r\n", 2)
+    o = put_request_id(o, ex)
     if w.options.via_len:
         slash = w.options.via_len
         o = put(o, w.options.via, slash)

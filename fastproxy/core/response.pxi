@@ -24,6 +24,8 @@ cdef uint8_t *response_head(Worker *w, uint8_t *o, Exchange *ex, const Head *h, 
                        &ex.destination.response if ex.destination != NULL else NULL)
     else:
         o = put_fields(w, o, h, drop, ex.plan, NULL, NULL)
+    if final and h.first[KNOWN_DATE] == 0:
+        o = put_date(w, o)                          # RFC 9110 §6.6.1: who has a clock and passes it on adds it
     if w.options.via_len:
         line = w.options.via_len
         o = put(o, w.options.via, line)

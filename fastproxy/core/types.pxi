@@ -86,7 +86,8 @@ cdef struct Conn:
     uint32_t slot                   # of the endpoint, in live
     uint32_t idle_limit_ms          # from Keep-Alive: timeout=, else the setting
     uint64_t identity               # of the endpoint's address
-    uint64_t total                  # up: bytes sent since it was opened; down: bytes thrown away while lingering
+    uint64_t total                  # up: bytes sent since it was opened; down: when a head that is not whole began (µs,
+                                    # with CONN_HEAD_TIMED), later bytes thrown away while lingering
 
 cdef enum ExchangeFlag:
     EX_KEEP_DOWN = 1                # downstream connection stays after this exchange
@@ -106,6 +107,7 @@ cdef enum ExchangeFlag:
     EX_IDEMPOTENT = 32768           # RFC 9110 §9.2.2
     EX_CONNECT = 65536
     EX_REQUEST_CUT = 131072         # the rest of the request is not wanted any more
+    EX_OWN_ID = 262144              # X-Request-Id is ours
 
 cdef struct Exchange:
     Conn *down
