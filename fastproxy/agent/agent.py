@@ -198,6 +198,8 @@ class Agent:
             self._served = True
         if not any(w.serving for w in self.supervisor.workers):
             return "no worker serves"
+        if not self.listeners.open:
+            return "no listener is open"
         return ""
 
     def describe_plan(self) -> dict[str, Any]:

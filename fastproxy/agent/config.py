@@ -64,14 +64,13 @@ class Configuration:
         except (ReadError, ValueError) as e:
             log.error(str(e), self.source)
             raise StartError from None
-        self._say(reading.problems)
+        self._say(reading)
         if not reading.documents:
-            if reading.problems:
+            if any(p.line for p in reading.problems):
                 log.error(
-                    "no good document", self.source, "correct the above; fastproxy check shows them again"
+                    "no good document", self.source, "correct the above; fastproxy check shows it again"
                 )
-                raise StartError
-            log.warning("no document", self.source, "it is read again when it changes")
+            raise StartError
         try:
             published = await self._publisher.publish(reading.tables)
         except ValueError as e:
@@ -144,7 +143,11 @@ class Configuration:
             self.failures += 1
             log.error(str(e), self._settings.config, f"version {self._version()} goes on")
             return
-        self._say(reading.problems)
+        self._say(reading)
+        if not reading.documents:  # also where no last good version is of this file: it came by POST
+            self.failures += 1
+            self.problems = reading.problems
+            return
         try:
             changed = await self._publish(reading.tables)
         except ValueError as e:
@@ -208,11 +211,12 @@ class Configuration:
     def _version(self) -> int:
         return self._publisher.current.version if self._publisher.current else 0
 
-    def _say(self, problems: list[Problem]) -> None:
+    def _say(self, reading: Reading) -> None:
         """Each problem once, until it changes or is gone."""
+        problems = reading.problems
         fresh = [p for p in problems if f"{p.place} {p.message}" not in self._said]
         for p in fresh[:MAX_SHOWN]:
-            log.error(p.message, p.place, "this document is left out; its last good version, if any, goes on")
+            log.error(p.message, p.place, self._consequence(p, reading))
         if len(fresh) > MAX_SHOWN:
             log.error(
                 f"{len(fresh) - MAX_SHOWN} more problems", self._settings.config, "fastproxy check shows them"
@@ -220,3 +224,24 @@ class Configuration:
         if self._said and not problems:
             log.info("all problems are gone", self._settings.config)
         self._said = {f"{p.place} {p.message}" for p in problems}
+
+    def _consequence(self, problem: Problem, reading: Reading) -> str:
+        """What serves instead of what is wrong."""
+        before = {tuple(row[:3]) for row in self._documents}
+        kept = [row for row in reading.documents if tuple(row[:3]) in before]
+        if problem.name:
+            identity = (problem.kind, problem.namespace, problem.name)
+            good = any(tuple(row[:3]) == identity for row in kept)
+            return "its last good version goes on" if good else "this document is left out"
+        if self._publisher.current is None:
+            return (
+                "this document is left out"
+                if problem.line
+                else "name a file of resources, or a folder of them"
+            )
+        if not reading.documents:
+            return f"version {self._version()} goes on"
+        folder = problem.file.rstrip("/") + "/"
+        if any(row[3] == problem.file or row[3].startswith(folder) for row in kept):
+            return "the last good versions of what it held go on"
+        return "this document is left out" if problem.line else "nothing is read from it"

@@ -117,7 +117,10 @@ class Publisher:
         published.outcome = await self._supervisor.publish(version, published.fd)
         for name, sock in opened.items():
             self._supervisor.listen(name, sock)
-        self._close([name for name in leaving if name not in moved])
+        gone = [name for name in leaving if name not in moved]
+        self._close(gone)
+        for name in gone:
+            log.warning(f"listener {name} is closed", do="the resources do not name it any more")
         self.current = published
         if before:
             os.close(before.fd)

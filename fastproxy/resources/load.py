@@ -9,6 +9,8 @@ from fastproxy.resources.documents import Document, Identity, Row, read_chunk
 from fastproxy.resources.problem import Problem
 from fastproxy.resources.source import Chunk, read_path, read_texts
 
+NOTHING = "no document: empty, or nothing but comments"
+
 
 class Loaded(NamedTuple):
     """The good documents in order of file and line, and what was wrong with the others."""
@@ -18,8 +20,11 @@ class Loaded(NamedTuple):
 
 
 def load(path: str) -> Loaded:
-    """All documents of a file, or of the files of a folder sorted by name. Never raises for what it reads."""
-    return _read(*read_path(path))
+    """All documents of a file, or of the files of a folder sorted by name. Never raises for what it reads.
+
+    No document at all is a problem: a file that was cut to nothing must not close all listeners.
+    """
+    return _something(path, _read(*read_path(path)))
 
 
 def load_texts(texts: Iterable[tuple[str, bytes]]) -> Loaded:
@@ -29,9 +34,18 @@ def load_texts(texts: Iterable[tuple[str, bytes]]) -> Loaded:
 
 def load_both(path: str, texts: Iterable[tuple[str, bytes]]) -> Loaded:
     """Files of a path, "" for none, and texts after them."""
+    texts = list(texts)
     chunks, problems = read_path(path) if path else ([], [])
     more, bad = read_texts(texts)
-    return _read(chunks + more, problems + bad)
+    loaded = _read(chunks + more, problems + bad)
+    where = path or ", ".join(name for name, _ in texts)
+    return _something(where, loaded) if where else loaded
+
+
+def _something(where: str, loaded: Loaded) -> Loaded:
+    if loaded.documents or loaded.problems:
+        return loaded
+    return Loaded([], [Problem(where, 0, "", NOTHING)])
 
 
 def _read(chunks: list[Chunk], problems: list[Problem]) -> Loaded:

@@ -137,6 +137,40 @@ def test_a_faulty_file_changes_nothing(text: str) -> None:
         until(lambda: status_of(proxy.address) == 202)
 
 
+@pytest.mark.parametrize("text", ["", "# all of it\n---\n# is commented out\n", " \n\n"], ids=repr)
+def test_no_document_at_all_changes_nothing(text: str) -> None:
+    """A disk that is full, a ``>`` typed, a template that failed: not a wish to close every port."""
+    with Proxy(config=direct(201)) as proxy:
+        proxy.config.write_text(text)
+        proxy.wait_said("error: no document", str(proxy.config), "the last good version")
+        assert status_of(proxy.address) == 201
+        plan = plan_of(proxy)
+        assert (plan["version"], [p["message"][:11] for p in plan["problems"]]) == (1, ["no document"])
+        status, answer = proxy.ask("/config", "POST", text.encode())
+        assert (status, json.loads(answer)["problems"][0]["file"]) == (400, "POST /config")
+        assert status_of(proxy.address) == 201
+        proxy.config.write_text(direct(202))
+        until(lambda: status_of(proxy.address) == 202)
+
+
+def test_a_file_cut_to_nothing_changes_nothing_of_what_was_posted() -> None:
+    with Proxy(config=direct(201)) as proxy:
+        assert proxy.ask("/config", "POST", direct(202).encode())[0] == 200
+        proxy.config.write_text("")
+        proxy.wait_said("error: no document", str(proxy.config), "version 2 goes on")
+        assert status_of(proxy.address) == 202
+
+
+def test_without_a_listener_it_is_not_ready_and_says_what_closed() -> None:
+    with Proxy(to="127.0.0.1:1") as proxy:
+        tables = one_line(proxy.address, ["127.0.0.1:2"])
+        tables["listeners"] = {}
+        assert post(proxy, msgpack.packb(tables), "application/x-msgpack")[0] == 200
+        proxy.wait_said("warning: listener mesh is closed")
+        status, answer = proxy.ask("/ready")
+        assert (status, json.loads(answer)) == (503, {"ready": False, "reason": "no listener is open"})
+
+
 @contextlib.contextmanager
 def folder_proxy(folder: Path) -> Iterator[str]:
     """A proxy on a folder of files; its address."""
@@ -254,7 +288,9 @@ def test_a_start_without_a_good_document_is_exit_2(tmp_path: Path) -> None:
     done = run("-c", str(file))
     assert done.returncode == 2
     assert f"{file}:4" in done.stderr and "no good document" in done.stderr
-    assert run("-c", str(tmp_path / "nowhere")).returncode == 2
+    file.write_text("# nothing yet\n")
+    done = run("-c", str(file))
+    assert done.returncode == 2 and "error: no document" in done.stderr
 
 
 def test_a_start_with_some_faulty_documents_serves_the_good_ones() -> None:
