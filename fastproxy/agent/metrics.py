@@ -222,7 +222,7 @@ def of_workers(text: Text, workers: Sequence[int], live: Live) -> None:
             [(key, row[word]) for key, row in rows],
         )
     families = (
-        ("fastproxy_plan_version", "Version of the plan that the worker serves.", "plan_version", 1),
+        ("fastproxy_worker_plan_version", "Version of the plan that the worker serves.", "plan_version", 1),
         ("fastproxy_plan_swap_seconds", "Time of the last change of plan.", "plan_swap_us", 1_000_000),
         ("fastproxy_plan_swap_max_seconds", "Longest change of plan so far.", "plan_swap_us_max", 1_000_000),
     )

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.client import Client
 from tests.support.origin import Origin
@@ -86,6 +87,23 @@ def test_metrics_have_the_agents_own(proxy: Proxy) -> None:
     assert "fastproxy_plan_version 1\n" in text
     assert "fastproxy_workers_died_total 0\n" in text
     assert "# TYPE fastproxy_config_reloads_total counter\n" in text
+
+
+def test_every_family_of_metrics_is_there_once(proxy: Proxy, origin: Origin) -> None:
+    """The exposition format allows one HELP and one TYPE line per name, and one sample per set of labels."""
+    with Client(proxy.address) as client:
+        assert client.request("GET", "/").status == 200
+    text = proxy.ask("/metrics")[1]
+    for word in ("HELP", "TYPE"):
+        names = [line.split()[2] for line in text.splitlines() if line.startswith(f"# {word} ")]
+        assert len(names) > 40 and sorted(names) == sorted(set(names))
+    samples = [line.rpartition(" ")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert sorted(samples) == sorted(set(samples))
+    parsed = list(text_string_to_metric_families(text))
+    assert len(parsed) == len({family.name for family in parsed})
+    assert sum(len(family.samples) for family in parsed) == len(samples)
+    versions = [f.samples for f in parsed if f.name == "fastproxy_worker_plan_version"]
+    assert [(s.labels["worker"], s.value) for s in versions[0]] == [("0", 1), ("1", 1)]
 
 
 def test_unknown_paths_and_methods(proxy: Proxy) -> None:
