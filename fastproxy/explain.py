@@ -1,7 +1,7 @@
 """Where a request would go and why: each rule tried, the first reason it failed, and the pick.
 
 The answer comes from the parser and the plan that the core uses; here it is only put into words and data,
-for the command line and the admin API to show.
+for the command line and the admin API to show. Header operations are told as the tables have them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from fastproxy import _plan
 from fastproxy.errors import TABLE, Kind
-from fastproxy.tables import Listener, Match, Route, Tables
+from fastproxy.tables import Headers, Listener, Match, Route, Tables
 
 MESH = "mesh"
 ACTIONS = {1: "forward", 2: "redirect", 3: "direct response"}
@@ -40,12 +40,14 @@ class Choice:
     share: float
     missing: bool
     endpoints: list[str]
+    headers: Headers = field(default_factory=Headers)
 
 
 @dataclass(slots=True)
 class Explanation:
     """``error``: empty, or why there is no route and what the client gets. ``sent``: path and query to
-    upstream, or the Location of a redirect. ``hosts``: what was looked up, and whether it is there."""
+    upstream, or the Location of a redirect. ``hosts``: what was looked up, and whether it is there.
+    ``headers``: what the route changes; each destination adds its own."""
 
     method: str
     url: str
@@ -62,10 +64,7 @@ class Explanation:
     timeout_ms: int = 0
     authority: str = ""
     sent: str = ""
-    request_set: list[str] = field(default_factory=list)
-    request_remove: list[str] = field(default_factory=list)
-    response_set: list[str] = field(default_factory=list)
-    response_remove: list[str] = field(default_factory=list)
+    headers: Headers = field(default_factory=Headers)
     destinations: list[Choice] = field(default_factory=list)
     error: str = ""
 
@@ -165,13 +164,6 @@ def _hosts(tables: Tables, listener: str, host: str) -> list[tuple[str, bool]]:
     return out
 
 
-def _lines(ops: _plan.OpsView) -> tuple[list[str], list[str]]:
-    return (
-        ops.append.decode("utf-8", "backslashreplace").splitlines(),
-        [name.decode("utf-8", "backslashreplace") for name in ops.remove],
-    )
-
-
 def explain(
     tables: Tables,
     view: _plan.PlanView,
@@ -249,16 +241,14 @@ def _describe(out: Explanation, row: Route, view: _plan.PlanView, route: _plan.R
     out.status = route.status
     out.timeout_ms = route.timeout_ms
     out.authority = route.authority.decode()
-    out.request_set, out.request_remove = _lines(route.request)
-    out.response_set, out.response_remove = _lines(route.response)
-    names = [d["cluster"] for d in row.get("destinations", [])]
+    out.headers = row.get("headers", Headers())
     total = sum(d.weight for d in route.destinations)
-    for name, destination in zip(names, route.destinations, strict=True):
+    for given, destination in zip(row.get("destinations", []), route.destinations, strict=True):
         endpoints = (
             []
             if destination.cluster is None
             else [e.name for e in view.cluster(destination.cluster).endpoints]
         )
-        out.destinations.append(
-            Choice(name, destination.weight / total, destination.cluster is None, endpoints)
-        )
+        missing, share = destination.cluster is None, destination.weight / total
+        headers = given.get("headers", Headers())
+        out.destinations.append(Choice(given["cluster"], share, missing, endpoints, headers))

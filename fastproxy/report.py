@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -15,7 +16,7 @@ from fastproxy.explain import Choice, Explanation, explain, with_mesh
 from fastproxy.plan import PlanError, compile_plan
 from fastproxy.resources.__main__ import answer
 from fastproxy.slots import Slots, SlotsFull
-from fastproxy.tables import Tables
+from fastproxy.tables import Headers, Tables
 
 OK, FAULTY = 0, 2
 
@@ -133,15 +134,24 @@ def _show(told: Explanation, tables: Tables) -> None:
         say("location" if told.action == "redirect" else "path", told.sent)
     if told.authority:
         say("authority", told.authority)
-    for label, changes in (
-        ("request", [*told.request_set, *(f"without {name}" for name in told.request_remove)]),
-        ("response", [*told.response_set, *(f"without {name}" for name in told.response_remove)]),
-    ):
-        for change in changes:
-            say(label, change)
+    for label, change in _changes(told.headers):
+        say(label, change)
     for choice in told.destinations:
         say("to", f"{choice.cluster}, {choice.share:.0%} of requests", "cyan")
         say("", _endpoints(choice, tables))
+        for label, change in _changes(choice.headers):
+            say("", f"{label}: {change}")
+
+
+def _changes(headers: Headers) -> Iterator[tuple[str, str]]:
+    """What is done to the fields of the request and of the response, in words."""
+    for side, ops in (("request", headers.get("request", {})), ("response", headers.get("response", {}))):
+        for name, value in ops.get("set", {}).items():
+            yield side, f"set {name}: {value}"
+        for name, value in ops.get("add", {}).items():
+            yield side, f"add {name}: {value}"
+        for name in ops.get("remove", []):
+            yield side, f"remove {name}"
 
 
 def _endpoints(choice: Choice, tables: Tables) -> str:

@@ -169,6 +169,27 @@ def test_explain_tells_each_rule_and_the_pick(tmp_path: Path) -> None:
     assert "404 NR" in nowhere.stdout and nowhere.returncode == 0
 
 
+HEADERS = """\
+  - match: [{uri: {prefix: /h}}]
+    headers: {request: {set: {X-Set: s}, add: {X-Add: a}, remove: [X-Rm]}}
+    route:
+    - destination: {host: catalog}
+      headers: {request: {add: {X-Dest: d}}, response: {set: {X-Back: r}}}
+"""
+
+
+def test_explain_tells_what_is_done_to_fields(tmp_path: Path) -> None:
+    """A field that is set is not told to be left out, and a destination's own changes are told with it."""
+    file = tmp_path / "c.yaml"
+    file.write_text(GOOD + HEADERS)
+    done = fastproxy("explain", "-c", str(file), "GET http://catalog/h")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    at = lines.index("request set x-set: s")
+    assert lines[at + 1 : at + 3] == ["request add x-add: a", "request remove x-rm"]
+    assert lines[-2:] == ["request: add x-dest: d", "response: set x-back: r"]
+    assert "without" not in done.stdout
+
+
 @pytest.mark.parametrize("words", [["catalog"], ["GET ftp://x"], ["GET http://a", "-H", "x"]])
 def test_explain_refuses_what_is_no_request(tmp_path: Path, words: list[str]) -> None:
     file = tmp_path / "c.yaml"
