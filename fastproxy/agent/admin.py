@@ -213,7 +213,7 @@ class Admin:
         if answer.version:
             return Json({"version": answer.version, "changed": answer.changed})
         problems = [p.to_json() for p in answer.problems]
-        return Json({"error": answer.error or f"{len(problems)} problems", "problems": problems}, 400)
+        return Json({"error": answer.error, "problems": problems}, 400)
 
     async def _drain(self, request: Request) -> Response:
         self._agent.drain()

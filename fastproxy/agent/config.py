@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,9 @@ from fastproxy.tables import Tables
 
 MAX_SHOWN = 20  # problems on standard error at a time
 LISTENER_RETRY = 1.0
+
+
+POSTED = "POST /config"
 
 
 class StartError(Exception):
@@ -46,6 +50,7 @@ class Configuration:
         self._watch = Watch(settings.config) if settings.config else None
         self._documents: list[Any] = []
         self._said: set[str] = set()
+        self._asked = False
         self.source = settings.config or "--to"
         self.problems: list[Problem] = []
         self.reloads = 0
@@ -90,8 +95,9 @@ class Configuration:
         await self._reader.close()
 
     def ask_reload(self) -> None:
-        """SIGHUP."""
+        """SIGHUP. Whoever sends it gets an answer, also where nothing is new."""
         if self._settings.config:
+            self._asked = True
             self._wanted.set()
         else:
             log.info("nothing to read again: the configuration is --listen and --to")
@@ -102,11 +108,11 @@ class Configuration:
     async def replace(self, text: bytes) -> Answer:
         """Put these documents in the place of all others; with any problem nothing changes."""
         try:
-            reading = await self._reader.read([], texts=[("POST /config", text)])
+            reading = await self._reader.read([], texts=[(POSTED, text)])
         except ReadError as e:
-            return Answer(error=str(e))
+            return self._refuse(str(e))
         if reading.problems:
-            return Answer(problems=reading.problems)
+            return self._refuse(_count(reading.problems), reading.problems)
         return await self._replace(reading)
 
     async def replace_tables(self, tables: object) -> Answer:
@@ -114,7 +120,7 @@ class Configuration:
         try:
             return await self._replace(Reading(check_shape(tables)))
         except ShapeError as e:
-            return Answer(error=str(e))
+            return self._refuse(str(e))
 
     # --- inside ---
 
@@ -123,10 +129,29 @@ class Configuration:
             try:
                 changed = await self._publish(reading.tables)
             except ValueError as e:
-                return Answer(error=str(e))
-            self.source = "POST /config"
+                return self._refuse(str(e))
+            self.source = POSTED
             self._take(reading)
+            self._say_serving(changed)
             return Answer(self._version(), changed)
+
+    def _refuse(self, error: str, problems: Sequence[Problem] = ()) -> Answer:
+        first = f": {problems[0].place}: {problems[0].message}" if problems else ""
+        log.error(f"refused, {error}{first}", POSTED, f"version {self._version()} goes on")
+        return Answer(problems=list(problems), error=error)
+
+    def _say_serving(self, changed: bool) -> None:
+        now = self._publisher.current
+        if now is None:
+            return
+        if not changed:
+            log.info(f"nothing has changed, version {now.version} goes on", self.source)
+        elif now.outcome:
+            log.info(
+                f"version {now.version} serves: compiled in {now.compile_seconds * 1e3:.0f} ms, "
+                f"swapped in {now.outcome.swap_us} us",
+                self.source,
+            )
 
     async def _reload_when_wanted(self) -> None:
         while True:
@@ -137,13 +162,14 @@ class Configuration:
 
     async def _reload(self) -> None:
         self.reloads += 1
+        asked, self._asked = self._asked, False
         try:
             reading = await self._read()
         except ReadError as e:
             self.failures += 1
             log.error(str(e), self._settings.config, f"version {self._version()} goes on")
             return
-        self._say(reading)
+        self._say(reading, again=asked)
         if not reading.documents:  # also where no last good version is of this file: it came by POST
             self.failures += 1
             self.problems = reading.problems
@@ -158,13 +184,8 @@ class Configuration:
         if reading.problems:
             self.failures += 1
         self._take(reading)
-        now = self._publisher.current
-        if changed and now and now.outcome:
-            log.info(
-                f"version {now.version} serves: compiled in {now.compile_seconds * 1e3:.0f} ms, "
-                f"swapped in {now.outcome.swap_us} us",
-                self.source,
-            )
+        if changed or asked:
+            self._say_serving(changed)
 
     async def _read(self) -> Reading:
         if self._watch:
@@ -211,10 +232,10 @@ class Configuration:
     def _version(self) -> int:
         return self._publisher.current.version if self._publisher.current else 0
 
-    def _say(self, reading: Reading) -> None:
-        """Each problem once, until it changes or is gone."""
+    def _say(self, reading: Reading, again: bool = False) -> None:
+        """Each problem once, until it changes or is gone; ``again``: those that were said, too."""
         problems = reading.problems
-        fresh = [p for p in problems if f"{p.place} {p.message}" not in self._said]
+        fresh = [p for p in problems if again or f"{p.place} {p.message}" not in self._said]
         for p in fresh[:MAX_SHOWN]:
             log.error(p.message, p.place, self._consequence(p, reading))
         if len(fresh) > MAX_SHOWN:
@@ -245,3 +266,7 @@ class Configuration:
         if any(row[3] == problem.file or row[3].startswith(folder) for row in kept):
             return "the last good versions of what it held go on"
         return "this document is left out" if problem.line else "nothing is read from it"
+
+
+def _count(problems: Sequence[Problem]) -> str:
+    return f"{len(problems)} problem{'s' * (len(problems) != 1)}"

@@ -247,6 +247,30 @@ def test_posted_documents_replace_all() -> None:
         assert plan_of(proxy)["source"] == "POST /config"
 
 
+def test_a_post_is_said_on_standard_error_taken_or_refused() -> None:
+    with Proxy(config=direct(201)) as proxy:
+        assert proxy.ask("/config", "POST", direct(202).encode())[0] == 200
+        proxy.wait_said("info: version 2 serves", "(POST /config)")
+        assert proxy.ask("/config", "POST", direct(202).encode())[0] == 200
+        proxy.wait_said("info: nothing has changed, version 2 goes on (POST /config)")
+        status, text = proxy.ask("/config", "POST", direct(203).replace("hosts", "hostz").encode())
+        assert (status, json.loads(text)["error"]) == (400, "1 problem")
+        proxy.wait_said("error: refused, 1 problem: POST /config:5: spec.hostz", "version 2 goes on")
+        assert post(proxy, msgpack.packb({}), "application/x-msgpack")[0] == 400
+        proxy.wait_said("error: refused, tables: ", "is missing (POST /config); version 2 goes on")
+
+
+def test_every_sighup_is_answered() -> None:
+    with Proxy(config=direct(201)) as proxy:
+        proxy.process.send_signal(signal.SIGHUP)
+        proxy.wait_said("info: nothing has changed, version 1 goes on", str(proxy.config))
+        replace(proxy.config, direct(202).replace("hosts", "hostz"))
+        proxy.wait_said("spec.hostz")
+        for times in (2, 3):
+            proxy.process.send_signal(signal.SIGHUP)
+            until(lambda wanted=times: sum("spec.hostz" in line for line in proxy.lines) == wanted)
+
+
 def post(proxy: Proxy, body: bytes, kind: str) -> tuple[int, dict[str, Any]]:
     with Client(proxy.admin) as client:
         response = client.request("POST", "/config", [("Content-Type", kind)], body)
@@ -291,6 +315,35 @@ def test_a_start_without_a_good_document_is_exit_2(tmp_path: Path) -> None:
     file.write_text("# nothing yet\n")
     done = run("-c", str(file))
     assert done.returncode == 2 and "error: no document" in done.stderr
+
+
+def test_what_cannot_be_read_is_said_once_and_for_what_it_is(tmp_path: Path) -> None:
+    """No "this document", no "last good version" where neither is."""
+    (tmp_path / "empty").mkdir()
+    do = "name a file of resources, or a folder of them"
+    for path, what in (
+        (tmp_path / "nowhere", "No such file or directory"),
+        (tmp_path / "empty", "no .yaml, .yml, .json file in this folder"),
+    ):
+        done = run("-c", str(path))
+        assert (done.returncode, done.stderr) == (2, f"fastproxy: error: {what} ({path}); {do}\n")
+    file = tmp_path / "c.yaml"
+    file.write_text("{not yaml")
+    done = run("-c", str(file))
+    first, second = done.stderr.splitlines()
+    assert done.returncode == 2 and first.endswith(f"({file}:1); this document is left out")
+    assert second.endswith("correct the above; fastproxy check shows it again")
+
+
+def test_what_serves_instead_is_said() -> None:
+    with Proxy(config=direct(201)) as proxy:
+        text = direct(201) + "---\n" + direct(202, "two", "two").replace("hosts", "hostz")
+        replace(proxy.config, text)
+        proxy.wait_said("spec.hostz", "; this document is left out")
+        replace(proxy.config, direct(201).replace("hosts", "hostx"))
+        proxy.wait_said("spec.hostx", "; its last good version goes on")
+        os.unlink(proxy.config)
+        proxy.wait_said("No such file or directory", "; the last good versions of what it held go on")
 
 
 def test_a_start_with_some_faulty_documents_serves_the_good_ones() -> None:
