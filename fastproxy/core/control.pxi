@@ -73,8 +73,22 @@ cdef class Core:
         for known in (KNOWN_HOST, KNOWN_X_FORWARDED_FOR, KNOWN_X_FORWARDED_PROTO, KNOWN_X_FORWARDED_HOST):
             self.w.drop_request[known] = 1
         self.w.drop_request[KNOWN_FORWARDED] = not o.trusted_hops or o.forwarded
+        self._own_fields((b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-request-id",
+                          b"via", b"date"))
         self.w.accept_hash = field_hash(b"accept", 6)
         self.w.max_forwards_hash = field_hash(b"max-forwards", 12)
+        return 0
+
+    cdef int _own_fields(self, tuple names) except -1:
+        cdef uint32_t at = 0
+        cdef Field *field = self.w.own
+        for name in names:
+            memcpy(self.w.own_names + at, <char *>name, len(name))
+            field.name = at
+            field.name_len = len(name)
+            field.hash = field_hash(<const uint8_t *>self.w.own_names + at, len(name))
+            at += len(name)
+            field += 1
         return 0
 
     cdef int _errors(self, list rows) except -1:

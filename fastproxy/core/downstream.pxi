@@ -1,13 +1,17 @@
 # Downstream connections: accepted, read head by head, answered in order, ended without losing the last answer.
 
-cdef void listener_on_event(Worker *w, Listener *listener) noexcept nogil:
-    """Accept what waits. Level-triggered: what is left behind is told again."""
+cdef void listener_on_event(Worker *w, Listener *listener, bint whole) noexcept nogil:
+    """Accept what waits; `whole`: all of it, whoever has fewer connections. Level-triggered: the rest is told again."""
     cdef sockaddr_storage storage
     cdef socklen_t length
     cdef Conn *d
     cdef int fd
     cdef int turn
-    cdef int alone = 64 if w.live.header.workers == 1 else 8 if listener.deferred else 0
+    cdef int alone = 0
+    if whole or w.live.header.workers == 1:
+        alone = 4096
+    elif listener.deferred:
+        alone = 8
     if not alone and workers_ahead(w):
         listener.deferred = True
         listener.paused = True
@@ -15,7 +19,7 @@ cdef void listener_on_event(Worker *w, Listener *listener) noexcept nogil:
         timer_set(w, &w.pacer.timer, w.now_ms + 1)
         return
     listener.deferred = False
-    for turn in range(64):
+    for turn in range(alone if whole else 64):
         if turn > alone and workers_ahead(w):
             return                              # the rest is told again, to all
         if w.options.max_connections and w.connection_count >= w.options.max_connections:
@@ -116,7 +120,7 @@ cdef void listeners_resume(Worker *w) noexcept nogil:
 
 cdef bint listener_watch(Worker *w, Listener *listener) noexcept nogil:
     cdef epoll_event event
-    event.events = EPOLLIN | EXCLUSIVE
+    event.events = EPOLLIN              # not exclusive: when one worker steps back, the others must have been told
     event.data.ptr = listener
     return epoll_ctl(w.epfd, EPOLL_CTL_ADD, listener.fd, &event) == 0
 
@@ -130,11 +134,11 @@ cdef bint down_keep_input(Worker *w, Conn *d, const uint8_t *p, size_t n) noexce
             return False
         d.input = chunk
     elif chunk_room(chunk) < n:
-        larger = chunk_acquire(w, <uint32_t>(chunk.end + n))
+        larger = chunk_acquire(w, <uint32_t>(chunk.end - chunk.at + n))
         if larger == NULL:
             return False
-        memcpy(chunk_data(larger), chunk_data(chunk), chunk.end)
-        larger.end = chunk.end
+        memcpy(chunk_data(larger), chunk_data(chunk) + chunk.at, chunk.end - chunk.at)
+        larger.end = chunk.end - chunk.at
         chunk_release(w, chunk)
         d.input = larger
         chunk = larger
@@ -146,27 +150,23 @@ cdef void down_read_head(Worker *w, Conn *d) noexcept nogil:
     """One head at a time. What is parked was scanned before, unless CONN_UNSCANNED; it is scanned again only when a
     line has been completed, so that a head sent byte by byte costs no more than its fields allow."""
     cdef size_t have = 0
-    cdef size_t n = 0
-    cdef ssize_t got
+    cdef ssize_t n
     cdef int64_t used
+    if d.flags & CONN_UNSCANNED:
+        down_scan_kept(w, d)
+        return
     if d.input != NULL:
-        have = d.input.end
-        memcpy(w.input, chunk_data(d.input), have)
-    if not (d.flags & CONN_UNSCANNED):
-        got = conn_recv(w, d, w.input + have, w.options.read_size)
-        if got == IO_AGAIN:
-            return
-        if got <= 0:
-            conn_close(w, d, False)             # the peer went away between requests, or within a head
-            return
-        n = got
-        if have and memchr(w.input + have, 10, n) == NULL and have + n < w.request_limits.target:
-            down_wait_head(w, d, w.input + have, n)
-            if d.flags & CONN_READABLE and not (d.flags & CONN_CLOSED):
-                conn_queue(w, d)
-            return
-    d.flags &= ~CONN_UNSCANNED
-    used = scan_request(w.input, have + n, &w.request_limits, &w.head)
+        have = d.input.end - d.input.at
+        memcpy(w.input, chunk_data(d.input) + d.input.at, have)
+    n = conn_recv(w, d, w.input + have, w.options.read_size)
+    if n == IO_AGAIN:
+        return
+    if n <= 0:
+        conn_close(w, d, False)                 # the peer went away between requests, or within a head
+        return
+    used = 0
+    if have == 0 or memchr(w.input + have, 10, n) != NULL or have + n >= w.request_limits.target:
+        used = scan_request(w.input, have + n, &w.request_limits, &w.head)
     if likely(used > 0):
         if d.input != NULL:
             chunk_release(w, d.input)
@@ -178,6 +178,27 @@ cdef void down_read_head(Worker *w, Conn *d) noexcept nogil:
             conn_queue(w, d)
     else:
         down_refuse(w, d, <uint8_t>(-used), w.input, have + n)
+
+cdef void down_scan_kept(Worker *w, Conn *d) noexcept nogil:
+    """The next of several requests that came together, read where it lies: copying what is left for each of them would
+    cost a sender of many small ones little and us much."""
+    cdef Chunk *chunk = d.input
+    cdef uint8_t *p = chunk_data(chunk) + chunk.at
+    cdef size_t n = chunk.end - chunk.at
+    cdef int64_t used = scan_request(p, n, &w.request_limits, &w.head)
+    d.flags &= ~CONN_UNSCANNED
+    if used > 0:
+        d.input = NULL
+        w.kept = chunk                          # given back to `input` when there is more behind this request
+        exchange_start(w, d, p, used, n)
+        chunk_release(w, w.kept)
+        w.kept = NULL
+    elif used == 0:
+        down_wait_head(w, d, NULL, 0)
+        if d.flags & CONN_READABLE:
+            conn_queue(w, d)
+    else:
+        down_refuse(w, d, <uint8_t>(-used), p, n)
 
 cdef void down_wait_head(Worker *w, Conn *d, const uint8_t *p, size_t n) noexcept nogil:
     """The head is not whole: keep what came, and let the header timeout run from its first byte."""
@@ -195,9 +216,9 @@ cdef void down_refuse(Worker *w, Conn *d, uint8_t kind, const uint8_t *p, size_t
     ex = exchange_begin(w, d)
     if ex == NULL:
         return
+    exchange_note_refused(w, ex, p, n)          # p may lie in `input`
     chunks_release(w, d.input)
     d.input = NULL
-    exchange_note_refused(w, ex, p, n)
     exchange_fail(w, ex, kind, 0)
 
 cdef void down_linger(Worker *w, Conn *d, bint done) noexcept nogil:

@@ -60,9 +60,14 @@ cdef void exchange_start(Worker *w, Conn *d, uint8_t *p, size_t used, size_t n) 
     else:
         ex.flags |= EX_REQUEST_DONE
     ex.received = ex.request_chunked.data if h.framing == FRAMING_CHUNKED else <uint64_t>body
-    if used + body < n and not down_keep_input(w, d, p + used + body, n - used - body):
-        exchange_abort(w, ex, KIND_OVERLOAD)
-        return
+    if used + body < n:
+        if w.kept != NULL:
+            w.kept.at += <uint32_t>(used + body)
+            d.input = w.kept
+            w.kept = NULL
+        elif not down_keep_input(w, d, p + used + body, n - used - body):
+            exchange_abort(w, ex, KIND_OVERLOAD)
+            return
     if h.method_id == METHOD_CONNECT:
         ex.flags &= ~EX_KEEP_DOWN               # what follows may be the tunnel's bytes, sent ahead of our answer
         exchange_fail(w, ex, KIND_CONNECT_METHOD, 0)

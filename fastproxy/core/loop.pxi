@@ -107,7 +107,7 @@ cdef bint run_tick(Worker *w) noexcept nogil:
                 conn_on_event(w, <Conn *>w.events[i].data.ptr, w.events[i].events)
                 worked = True
             elif side == SIDE_LISTENER:
-                listener_on_event(w, <Listener *>w.events[i].data.ptr)
+                listener_on_event(w, <Listener *>w.events[i].data.ptr, False)
                 worked = True
             elif side == SIDE_TIMER:
                 timers_on_fire(w)
@@ -197,18 +197,10 @@ cdef void worker_drain(Worker *w) noexcept nogil:
 
 cdef void listener_end(Worker *w, Listener *listener) noexcept nogil:
     """Take what already waits, then stop accepting. The struct stays until its last connection is gone."""
-    cdef uint64_t before
-    cdef int turn
     if listener.closing:
         return
-    for turn in range(64):
-        if listener.paused and not listener.deferred:
-            break
-        before = w.live.gauges.accepted
-        listener.deferred = True            # so that it does not step back once more
-        listener_on_event(w, listener)
-        if w.live.gauges.accepted == before:
-            break
+    if not listener.paused or listener.deferred:
+        listener_on_event(w, listener, True)
     listener.closing = True
     w.listeners_closing += 1
     if not listener.paused:

@@ -97,6 +97,16 @@ cdef uint8_t *put_fields(Worker *w, uint8_t *o, const Head *h, const uint8_t *dr
         o = put(o, text(plan, b.append), b.append.len)
     return o
 
+cdef inline bint ours(Worker *w, const Plan *plan, int which, const HeaderOps *a, const HeaderOps *b) noexcept nogil:
+    """True: no header operation of the plan sets or removes this field, so we write it. Operations come last, as in
+    Envoy: `set: {x-forwarded-proto: https}` must not become a second line, nor `remove: [via]` be without effect."""
+    cdef const Field *f = &w.own[which]
+    cdef uint64_t bloom = (a.bloom if a != NULL else 0) | (b.bloom if b != NULL else 0)
+    if likely(not (bloom >> (f.hash & 63)) & 1):
+        return True
+    return not ((a != NULL and ops_remove(plan, a, <const uint8_t *>w.own_names, f))
+                or (b != NULL and ops_remove(plan, b, <const uint8_t *>w.own_names, f)))
+
 cdef uint8_t *put_list(uint8_t *o, const Head *h, int known) noexcept nogil:
     """All values of a field that was sent in several lines, as one list followed by ', '."""
     cdef uint32_t i
@@ -112,42 +122,45 @@ cdef uint8_t *put_forwarding(Worker *w, uint8_t *o, Exchange *ex, const Head *h)
     """Who asked, as X-Forwarded-* and on request RFC 7239. What came from outside counts only behind trusted hops."""
     cdef Conn *d = ex.down
     cdef bint trusted = w.options.trusted_hops > 0
+    cdef const HeaderOps *a = &ex.route.request
+    cdef const HeaderOps *b = &ex.destination.request
     cdef const Field *f
-    o = put(o, b"X-Forwarded-For: ", 17)
-    if trusted and h.first[KNOWN_X_FORWARDED_FOR]:
-        o = put_list(o, h, KNOWN_X_FORWARDED_FOR)
-    o = put_address(o, d)
-    f = known_field(h, KNOWN_X_FORWARDED_PROTO) if trusted else NULL
-    if f != NULL:
-        o = put(o, b"\r\nX-Forwarded-Proto: ", 21)
-        o = put(o, h.base + f.value, f.value_len)
-    else:
-        o = put(o, b"\r\nX-Forwarded-Proto: http", 25)
-    f = known_field(h, KNOWN_X_FORWARDED_HOST) if trusted else NULL
-    if f != NULL:
-        o = put(o, b"\r\nX-Forwarded-Host: ", 20)
-        o = put(o, h.base + f.value, f.value_len)
-    elif h.authority.len:
-        o = put(o, b"\r\nX-Forwarded-Host: ", 20)
-        o = put(o, h.base + h.authority.at, h.authority.len)
-    o = put(o, b"\r\n", 2)
-    if w.options.forwarded:
-        o = put(o, b"Forwarded: ", 11)
-        if trusted and h.first[KNOWN_FORWARDED]:
-            o = put_list(o, h, KNOWN_FORWARDED)
-        if d.family == AF_INET6:
-            o = put(o, b"for=\"[", 6)
-            o = put_address(o, d)
-            o = put(o, b"]\"", 2)
-        else:
-            o = put(o, b"for=", 4)
-            o = put_address(o, d)
-        if h.authority.len:
-            o = put(o, b";host=\"", 7)
-            o = put(o, h.base + h.authority.at, h.authority.len)
-            o = put(o, b"\"", 1)
-        o = put(o, b";proto=http\r\n", 13)
+    if ours(w, ex.plan, OWN_FORWARDED_FOR, a, b):
+        o = put(o, b"X-Forwarded-For: ", 17)
+        if trusted and h.first[KNOWN_X_FORWARDED_FOR]:
+            o = put_list(o, h, KNOWN_X_FORWARDED_FOR)
+        o = put(put_address(o, d), b"\r\n", 2)
+    if ours(w, ex.plan, OWN_FORWARDED_PROTO, a, b):
+        f = known_field(h, KNOWN_X_FORWARDED_PROTO) if trusted else NULL
+        o = put(o, b"X-Forwarded-Proto: ", 19)
+        o = put(o, h.base + f.value, f.value_len) if f != NULL else put(o, b"http", 4)
+        o = put(o, b"\r\n", 2)
+    if ours(w, ex.plan, OWN_FORWARDED_HOST, a, b):
+        f = known_field(h, KNOWN_X_FORWARDED_HOST) if trusted else NULL
+        if f != NULL or h.authority.len:
+            o = put(o, b"X-Forwarded-Host: ", 18)
+            if f != NULL:
+                o = put(o, h.base + f.value, f.value_len)
+            else:
+                o = put(o, h.base + h.authority.at, h.authority.len)
+            o = put(o, b"\r\n", 2)
+    if w.options.forwarded and ours(w, ex.plan, OWN_FORWARDED, a, b):
+        o = put_forwarded(o, d, h, trusted)
     return o
+
+cdef uint8_t *put_forwarded(uint8_t *o, const Conn *d, const Head *h, bint trusted) noexcept nogil:
+    """RFC 7239 §4: an IPv6 address stands in brackets and quotes, and so does a host, whose port has a colon."""
+    o = put(o, b"Forwarded: ", 11)
+    if trusted and h.first[KNOWN_FORWARDED]:
+        o = put_list(o, h, KNOWN_FORWARDED)
+    if d.family == AF_INET6:
+        o = put(put_address(put(o, b"for=\"[", 6), d), b"]\"", 2)
+    else:
+        o = put_address(put(o, b"for=", 4), d)
+    if h.authority.len:
+        o = put(o, b";host=\"", 7)
+        o = put(put(o, h.base + h.authority.at, h.authority.len), b"\"", 1)
+    return put(o, b";proto=http\r\n", 13)
 
 cdef size_t request_head_bound(const Head *h, const Route *route, const Destination *destination,
                                size_t target_len) noexcept nogil:
@@ -218,8 +231,9 @@ cdef uint8_t *request_head(Worker *w, uint8_t *o, Exchange *ex, const Routing *r
     drop[KNOWN_UPGRADE] = not (ex.flags & EX_UPGRADE)
     o = put_fields(w, o, h, drop, ex.plan, &route.request, &ex.destination.request)
     o = put_forwarding(w, o, ex, h)
-    o = put_request_id(o, ex)
-    if w.options.via_len:
+    if ours(w, ex.plan, OWN_REQUEST_ID, &route.request, &ex.destination.request):
+        o = put_request_id(o, ex)
+    if w.options.via_len and ours(w, ex.plan, OWN_VIA, &route.request, &ex.destination.request):
         slash = w.options.via_len
         o = put(o, w.options.via, slash)
         (o - slash + 7)[0] = 48 + h.minor                           # Via names the version that was received

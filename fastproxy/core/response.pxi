@@ -8,6 +8,8 @@ cdef uint8_t *response_head(Worker *w, uint8_t *o, Exchange *ex, const Head *h, 
     cdef uint8_t *drop = w.drop_response
     cdef uint32_t line
     cdef bint upgraded = h.status == 101
+    cdef const HeaderOps *a = NULL
+    cdef const HeaderOps *b = NULL
     drop[KNOWN_UPGRADE] = not upgraded
     drop[KNOWN_TRANSFER_ENCODING] = (ex.flags & EX_HTTP10) != 0     # RFC 9112 §6.1: never to HTTP/1.0
     drop[KNOWN_TRAILER] = (ex.flags & EX_HTTP10) != 0
@@ -19,14 +21,13 @@ cdef uint8_t *response_head(Worker *w, uint8_t *o, Exchange *ex, const Head *h, 
         o = put(o, h.base + 8, line - 8)
     else:                                           # the space stays, also where the upstream leaves it out
         o = put(put(o, h.base + 8, 4), b" \r\n", 3)
-    if final and ex.route != NULL:
-        o = put_fields(w, o, h, drop, ex.plan, &ex.route.response,
-                       &ex.destination.response if ex.destination != NULL else NULL)
-    else:
-        o = put_fields(w, o, h, drop, ex.plan, NULL, NULL)
-    if final and h.first[KNOWN_DATE] == 0:
+    if final:                                       # what is forwarded has a route and a destination
+        a = &ex.route.response
+        b = &ex.destination.response
+    o = put_fields(w, o, h, drop, ex.plan, a, b)
+    if final and h.first[KNOWN_DATE] == 0 and ours(w, ex.plan, OWN_DATE, a, b):
         o = put_date(w, o)                          # RFC 9110 §6.6.1: who has a clock and passes it on adds it
-    if w.options.via_len:
+    if w.options.via_len and ours(w, ex.plan, OWN_VIA, a, b):
         line = w.options.via_len
         o = put(o, w.options.via, line)
         (o - line + 7)[0] = 48 + h.minor
@@ -158,10 +159,7 @@ cdef void response_start(Worker *w, Exchange *ex, uint8_t *p, size_t used, size_
         ex.flags = (ex.flags | EX_DECHUNK) & ~EX_KEEP_DOWN
     if not (ex.flags & EX_REQUEST_DONE) or w.draining:
         ex.flags &= ~EX_KEEP_DOWN
-    if ex.route != NULL:
-        extra = ex.route.response.append.len
-        if ex.destination != NULL:
-            extra += ex.destination.response.append.len
+    extra = ex.route.response.append.len + ex.destination.response.append.len
     if h.length + extra + HEAD_ROOM > w.output_size:
         exchange_fail(w, ex, KIND_UPSTREAM_PROTOCOL, BAD_HEAD_SIZE)
         return

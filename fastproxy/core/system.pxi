@@ -124,7 +124,6 @@ cdef extern from "<sys/epoll.h>" nogil:
 
 cdef enum:
     EDGE = 0x80000000               # EPOLLET, unsigned
-    EXCLUSIVE = 0x10000000          # EPOLLEXCLUSIVE
 
 cdef extern from "<sys/timerfd.h>" nogil:
     enum: TFD_NONBLOCK

@@ -32,8 +32,8 @@ cdef void tunnel_start(Worker *w, Exchange *ex, uint8_t *p, size_t used, size_t 
     if d.input != NULL:                         # sent behind the request, ahead of our answer
         early = d.input
         d.input = NULL
-        ex.received += early.end
-        if not conn_write(w, u, chunk_data(early), early.end, NULL, 0):
+        ex.received += early.end - early.at
+        if not conn_write(w, u, chunk_data(early) + early.at, early.end - early.at, NULL, 0):
             chunk_release(w, early)
             exchange_abort(w, ex, KIND_UPSTREAM_TRUNCATED)
             return
@@ -46,9 +46,9 @@ cdef void tunnel_start(Worker *w, Exchange *ex, uint8_t *p, size_t used, size_t 
 cdef void tunnel_on_event(Worker *w, Exchange *ex, Conn *c, bint writable) noexcept nogil:
     """`c` can be read or, with `writable`, took what was parked for it."""
     cdef Conn *peer = ex.up if c.side == SIDE_DOWN else ex.down
-    if c.flags & CONN_DEAD and c.flags & CONN_EOF and not (c.flags & CONN_HALF):
-        exchange_abort(w, ex, KIND_DOWNSTREAM_CLOSED if c.side == SIDE_DOWN else KIND_UPSTREAM_TRUNCATED)
-        return                              # it ended its half before, and was reset now
+    if c.side == SIDE_DOWN and c.flags & CONN_DEAD and c.flags & CONN_EOF and not (c.flags & (CONN_HALF | CONN_UNIX)):
+        exchange_abort(w, ex, KIND_DOWNSTREAM_CLOSED)
+        return                              # it ended its half before, and was reset now; nobody is left to answer to
     if writable and c.flags & CONN_BLOCKED:
         c.flags &= ~CONN_BLOCKED
         if not conn_flush(w, c):

@@ -156,6 +156,16 @@ cdef struct Exchange:
     int pipe[2]
     uint32_t piped                  # bytes in the pipe
 
+cdef enum Own:                      # fields that we write ourselves, unless header operations of the plan name them
+    OWN_FORWARDED_FOR = 0
+    OWN_FORWARDED_PROTO = 1
+    OWN_FORWARDED_HOST = 2
+    OWN_FORWARDED = 3
+    OWN_REQUEST_ID = 4
+    OWN_VIA = 5
+    OWN_DATE = 6
+    OWN_COUNT = 7
+
 cdef struct Pool:                   # idle connections of one endpoint, newest first
     Conn *idle
     Conn *oldest
@@ -258,6 +268,7 @@ cdef struct Worker:
     Freelist conns
     Freelist exchanges
     uint32_t large_size
+    Chunk *kept                     # input that is being read in place; see down_scan_kept
     bint accept_paused
     Conn pacer                      # a timer that is no connection: try to accept again after descriptors ran out
     uint8_t *input                  # scratch for reads: a parked head and one read behind it
@@ -265,6 +276,8 @@ cdef struct Worker:
     uint32_t input_size
     uint32_t output_size
     uint8_t *path                   # scratch: normalised path, rewritten path
+    Field own[OWN_COUNT]            # their names, as fields of a head that starts at `own_names`
+    char own_names[128]
     uint32_t accept_hash
     uint32_t max_forwards_hash
     uint8_t drop_request[KNOWN_COUNT]

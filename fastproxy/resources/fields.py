@@ -42,7 +42,7 @@ _COMMAND = re.compile(r"%[A-Z][A-Z0-9_]*(?:\([^)]*\))?(?::[0-9]+)?%")
 RESERVED = frozenset(
     (
         *("connection", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"),
-        *("content-length", "transfer-encoding"),
+        *("content-length", "transfer-encoding", "expect"),
     )
 )
 

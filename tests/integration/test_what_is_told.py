@@ -39,7 +39,7 @@ def test_date_is_added(client: Client, upstream: Upstream) -> None:
 
 
 def test_own_answers_can_be_found(tmp_path: Path, upstream: Upstream) -> None:
-    """Issue item 4: X-Request-Id is made when absent; an error carries it, so that its line in the log is found."""
+    """X-Request-Id is made when absent; an error carries it, so that its line in the log is found."""
     log = tmp_path / "access.log"
     with Proxy(to=upstream.address, access_log=str(log)) as proxy, proxy.client() as client:
         refused = client.request("GET", "/", [("Expect", "a-miracle")])
