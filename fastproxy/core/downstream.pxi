@@ -207,7 +207,7 @@ cdef void down_wait_head(Worker *w, Conn *d, const uint8_t *p, size_t n) noexcep
         return
     if not (d.flags & CONN_HEAD_TIMED):
         d.flags |= CONN_HEAD_TIMED
-        d.total = w.now_us
+        d.head_us = w.now_us
         timer_set(w, &d.timer, w.now_ms + w.options.header_timeout)
 
 cdef void down_refuse(Worker *w, Conn *d, uint8_t kind, const uint8_t *p, size_t n) noexcept nogil:

@@ -14,7 +14,7 @@ cdef Exchange *exchange_begin(Worker *w, Conn *d) noexcept nogil:
     ex.plan = w.plan
     if w.plan != NULL:
         w.plan.references += 1
-    ex.start_us = d.total if d.flags & CONN_HEAD_TIMED else w.now_us
+    ex.start_us = d.head_us if d.flags & CONN_HEAD_TIMED else w.now_us
     ex.start_real_us = w.real_us - (w.now_us - ex.start_us)
     request_id_make(w, ex)
     ex.upstream_us = NO_INDEX

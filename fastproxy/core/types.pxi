@@ -86,8 +86,8 @@ cdef struct Conn:
     uint32_t slot                   # of the endpoint, in live
     uint32_t idle_limit_ms          # from Keep-Alive: timeout=, else the setting
     uint64_t identity               # of the endpoint's address
-    uint64_t total                  # up: bytes sent since it was opened; down: when a head that is not whole began (µs,
-                                    # with CONN_HEAD_TIMED), later bytes thrown away while lingering
+    uint64_t total                  # up: bytes sent since it was opened; down, lingering: bytes thrown away
+    uint64_t head_us                # down, with CONN_HEAD_TIMED: when the head that is not whole began
 
 cdef enum ExchangeFlag:
     EX_KEEP_DOWN = 1                # downstream connection stays after this exchange
