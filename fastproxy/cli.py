@@ -19,7 +19,6 @@ USAGE, FAILED = 2, 1
 
 app = typer.Typer(
     name="fastproxy",
-    help="The data plane of a service mesh: a native-speed HTTP proxy, configured like Istio.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -29,6 +28,21 @@ app = typer.Typer(
 Config = Annotated[
     str, typer.Option("--config", "-c", metavar="FILE|DIR", help="Resources: a file or a folder.")
 ]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fastproxy {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def fastproxy(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The data plane of a service mesh: a native-speed HTTP proxy, configured like Istio."""
 
 
 def run(**values: Any) -> None:
@@ -106,7 +120,7 @@ def explain(
 @app.command()
 def version() -> None:
     """Print the version."""
-    typer.echo(f"fastproxy {__version__}")
+    _print_version(True)
 
 
 def _labels(texts: list[str]) -> dict[str, str]:

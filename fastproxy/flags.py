@@ -19,7 +19,7 @@ TOLD, MEMORY = "What is told and believed", "Memory and scheduling"
 class Flag(NamedTuple):
     group: str
     help: str
-    metavar: str = ""
+    metavar: str = ""  # short: with the flag's name it must leave room for the help in 80 columns
     short: str = ""
     low: float = 0
     high: float = float("inf")
@@ -36,12 +36,12 @@ FLAGS: dict[str, Flag] = {
         "FILE|DIR",
         "-c",
     ),
-    "listen": Flag(SOURCE, "Address of the mesh listener.", "HOST:PORT|unix:///PATH"),
+    "listen": Flag(SOURCE, "Address of the mesh listener: HOST:PORT or unix:///PATH.", "ADDRESS"),
     "to": Flag(
-        SOURCE, "Where the one-line proxy sends everything; parted by commas, or repeated.", "HOST:PORT[,…]"
+        SOURCE, "Where the one-line proxy sends everything; parted by commas, or repeated.", "HOST:PORT"
     ),
     "workers": Flag(PROXY, "Worker processes; 0: one per processor.", high=1024),
-    "admin": Flag(PROXY, "Address of the admin API, or off.", "HOST:PORT|unix:///PATH|off"),
+    "admin": Flag(PROXY, "HOST:PORT or unix:///PATH of the admin API, or off.", "ADDRESS"),
     "node": Flag(PROXY, "Name of this proxy; default: the host's.", "NAME"),
     "label": Flag(PROXY, "A label that Gateway.selector is matched against; repeated.", "K=V"),
     "access_log": Flag(
@@ -81,7 +81,7 @@ FLAGS: dict[str, Flag] = {
     "forwarded": Flag(TOLD, "Send RFC 7239 Forwarded besides X-Forwarded-*."),
     "via": Flag(TOLD, "Pseudonym in Via; empty: no Via.", "NAME"),
     "server": Flag(TOLD, "Server field of the proxy's own answers; empty: none.", "NAME"),
-    "slashes": Flag(TOLD, "%2F and %5C in a path: keep, reject or decode.", "keep|reject|decode"),
+    "slashes": Flag(TOLD, "%2F and %5C in a path: keep, reject or decode.", "WORD"),
     "merge_slashes": Flag(TOLD, "Merge repeated slashes before matching."),
     "raw_path": Flag(TOLD, "Forward the path as it came, not the normalised one."),
     "journal": Flag(MEMORY, "Bytes of a worker's journal ring; a power of two.", low=65536, high=1 << 30),
@@ -94,6 +94,11 @@ FLAGS: dict[str, Flag] = {
 }
 
 
+def metavar_of(name: str, kind: Any) -> str:
+    """What stands for the value in help: the flag's own word, N for a number, S for seconds."""
+    return FLAGS[name].metavar or {int: "N", float: "S"}.get(kind, "")
+
+
 def parameters() -> list[inspect.Parameter]:
     """The parameters of a typer command, one per field of Settings."""
     out = []
@@ -104,9 +109,7 @@ def parameters() -> list[inspect.Parameter]:
         spellings = [f"--{f.name.replace('_', '-')}"] + ([flag.short] if flag.short else [])
         if kind is bool:
             spellings = [f"{spellings[0]}/--no-{f.name.replace('_', '-')}"]
-        more: dict[str, Any] = {"metavar": flag.metavar} if flag.metavar else {}
-        if kind in (int, float):
-            more |= {"min": kind(flag.low), "max": None if flag.high == float("inf") else kind(flag.high)}
+        metavar = metavar_of(f.name, kind)
         option = typer.Option(
             *spellings,
             help=flag.help,
@@ -114,7 +117,7 @@ def parameters() -> list[inspect.Parameter]:
             envvar=f"FASTPROXY_{f.name.upper()}",
             show_envvar=False,
             show_default=bool(default) or kind is bool,
-            **more,
+            metavar=metavar or None,
         )
         out.append(
             inspect.Parameter(
@@ -138,6 +141,7 @@ def settings_from(values: dict[str, Any]) -> Settings:
     values["to"] = [a.strip() for text in values["to"] for a in text.split(",") if a.strip()]
     values["label"] = dict(_label(text) for text in values["label"])
     settings = Settings(**values)
+    check_ranges(settings)
     if settings.config and settings.to:
         raise FlagError("to", "does not go with --config; write a VirtualService, or leave --config out")
     if settings.to and not settings.listen:
@@ -167,6 +171,14 @@ def settings_from(values: dict[str, Any]) -> Settings:
     if settings.via and not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z:]+", settings.via):
         raise FlagError("via", f"{settings.via!r} is not a pseudonym (a token, RFC 9110 §7.6.3)")
     return settings
+
+
+def check_ranges(settings: Settings) -> None:
+    """Every number is between its flag's bounds. Typer could check, but its help would be all ranges."""
+    for name, flag in FLAGS.items():
+        value = getattr(settings, name)
+        if type(value) in (int, float) and not flag.low <= value <= flag.high:
+            raise FlagError(name, f"{value:.15g} is not between {flag.low:.15g} and {flag.high:.15g}")
 
 
 def _label(text: str) -> tuple[str, str]:

@@ -34,7 +34,9 @@ def flags_table() -> str:
     lines = ["| flag | default | meaning |", "|---|---|---|"]
     for field in fields(settings.Settings):
         flag = flags.FLAGS[field.name]
-        spelling = f"--{field.name.replace('_', '-')} {flag.metavar}".strip()
+        spelling = (
+            f"--{field.name.replace('_', '-')} {flags.metavar_of(field.name, type(field.default))}".strip()
+        )
         shown = "–" if field.default in ("", MISSING) else f"`{str(field.default).lower()}`"
         cells = (f"`{spelling}`".replace("|", "\\|"), shown, flag.help.rstrip("."))
         lines.append(f"| {' | '.join(cells)} |")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from fastproxy import __version__
-from fastproxy.flags import FLAGS, FlagError, parameters, settings_from
+from fastproxy.flags import FLAGS, FlagError, metavar_of, parameters, settings_from
 from fastproxy.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +90,9 @@ def test_lists_are_parted_by_commas_or_repeated() -> None:
         ({"config": "x", "label": ["a"]}, "label", "'a' is not K=V"),
         ({"config": "x", "slashes": "maybe"}, "slashes", "keep, reject, decode"),
         ({"config": "x", "journal": 100_000}, "journal", "65536 and 131072"),
+        ({"config": "x", "max_head": 10}, "max-head", "10 is not between 1024 and 16777216"),
+        ({"config": "x", "idle_timeout": float("nan")}, "idle-timeout", "nan is not between 0.01 and"),
+        ({"config": "x", "max_body": 2**62 + 1}, "max-body", "is not between 0 and"),
         ({"config": "x", "via": "a b"}, "via", "pseudonym"),
         ({"config": "x", "server": "a\r\nb: c"}, "server", "printable ASCII"),
     ],
@@ -96,7 +100,7 @@ def test_lists_are_parted_by_commas_or_repeated() -> None:
 def test_wrong_values_say_what_is_expected(given: dict[str, Any], flag: str, says: str) -> None:
     with pytest.raises(FlagError) as wrong:
         settings_from(values(**given))
-    assert wrong.value.flag == flag
+    assert wrong.value.flag.replace("_", "-") == flag
     assert says in str(wrong.value)
 
 
@@ -127,7 +131,23 @@ def test_a_variable_is_a_flag() -> None:
 
 
 def test_version() -> None:
-    assert fastproxy("version").stdout == f"fastproxy {__version__}\n"
+    for word in ("version", "--version"):
+        done = fastproxy(word)
+        assert (done.returncode, done.stdout, done.stderr) == (0, f"fastproxy {__version__}\n", "")
+
+
+def test_help_of_run_fits_eighty_columns() -> None:
+    """Each flag whole, each metavar whole, no ranges in between, and room for the help."""
+    shown = fastproxy("run", "--help", COLUMNS="80").stdout
+    for f in fields(Settings):
+        name = f.name.replace("_", "-")
+        line = next(line for line in shown.splitlines() if re.match(rf"│ --{name}\s", line))
+        words = line.split()
+        assert f"--no-{name}" in words or f.type != "bool"
+        assert (metavar_of(f.name, type(f.default)) or "<bool>") in words
+        assert FLAGS[f.name].help.split()[0] in words
+    assert "<=x<=" not in shown and "<int" not in shown
+    assert not any(line.count("…") for line in shown.splitlines()), shown
 
 
 def test_check_counts_good_documents(tmp_path: Path) -> None:
