@@ -102,7 +102,9 @@ class SpawnerLink:
         self._deaths = 1 if settled else self._deaths + 1
         delay = backoff(self._deaths)
         log.warning(
-            f"spawner {describe(status)}, its workers go on", f"pid {self.pid}", f"next start in {delay:g} s"
+            f"spawner {describe(status)}, its workers go on",
+            f"pid {self.pid}",
+            f"next start in {delay:g} s" if delay else "starting another",
         )
         self._timer = self._loop.call_later(delay, self._start)
 

@@ -255,9 +255,7 @@ class Supervisor:
             log.error(what, do="starting another")
             self._fork(worker)
             return
-        log.error(
-            what, f"{worker.deaths} times in a row", f"it keeps dying at start: next try in {delay:g} s"
-        )
+        log.error(what, f"{worker.deaths} times in a row", f"it keeps dying: next try in {delay:g} s")
         self._timers[worker.index] = self._loop.call_later(delay, self._fork, worker)
 
     # --- waiting ---

@@ -242,7 +242,7 @@ _WORDS = {
 }
 
 
-_HINT = re.compile(r"\Aunknown field \(did you mean (\w+)\)\Z")
+_HINT = re.compile(r"\Aunknown field \(did you mean (\w+)\?\)\Z")
 
 
 def _explain(model: type[Model], error: ErrorDetails, ours: bool) -> Told:

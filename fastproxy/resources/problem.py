@@ -59,9 +59,9 @@ def field_path(parts: Iterable[PathPart]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean x)`` for the nearest known name, empty when none is near."""
+    """`` (did you mean x?)`` for the nearest known name, empty when none is near."""
     if len(name) > 64:
         return ""
     names = {k.lower(): k for k in known if len(k) <= 64}
     found = get_close_matches(name.lower(), list(names), n=1, cutoff=0.6)
-    return f" (did you mean {names[found[0]]})" if found else ""
+    return f" (did you mean {names[found[0]]}?)" if found else ""

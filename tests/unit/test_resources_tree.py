@@ -134,7 +134,7 @@ def test_lines() -> None:
 
 def test_field_paths() -> None:
     assert field_path(("spec", "http", 0, "match", 12, "uri")) == "spec.http[0].match[12].uri"
-    assert nearest("hedaers", ["headers", "uri"]) == " (did you mean headers)"
+    assert nearest("hedaers", ["headers", "uri"]) == " (did you mean headers?)"
     assert nearest("zzz", ["headers", "uri"]) == ""
 
 
@@ -168,7 +168,7 @@ def test_list_and_json() -> None:
     assert [d.row.name for d in loaded.documents] == ["a"]
     line = text[: text.index('"server":')].count("\n") + 1
     assert [str(p) for p in loaded.problems] == [
-        f"f.json:{line}: spec.server: unknown field (did you mean servers)",
+        f"f.json:{line}: spec.server: unknown field (did you mean servers?)",
         f"f.json:{text.count(chr(10)) - 1}: items[2]: must be a mapping, not a number",
     ]
 
