@@ -25,7 +25,8 @@ def _load(config: str, listen: str, labels: dict[str, str]) -> dict[str, Any]:
     """The answer of the reader of resources, with what only the plan finds wrong among its problems."""
     read = answer({"path": config, "listen": listen, "labels": labels})
     if "error" in read:
-        return {"problems": [_problem("--listen", str(read["error"]))], "documents": [], "tables": None}
+        problems = [_problem("--listen", str(read["error"]))]
+        return {"problems": problems, "warnings": [], "documents": [], "tables": None}
     try:
         compiled = compile_plan(with_mesh(read["tables"]), Slots(), epoch=0, version=1)
     except (PlanError, SlotsFull) as e:
@@ -39,28 +40,36 @@ def _problem(file: str, message: str) -> dict[str, Any]:
 
 
 def check_config(config: str, listen: str, labels: dict[str, str]) -> int:
-    """Print every problem, or how many documents are good; the exit code."""
+    """Print every problem and warning, and how many documents are good; the exit code, 0 with warnings."""
     read = _load(config, listen, labels)
-    problems = read["problems"]
-    if not problems:
-        documents = len(read["documents"])
-        print(f"ok: {documents} document{'s' * (documents != 1)}")
-        return OK
+    problems, warnings = read["problems"], read["warnings"]
     show_problems(problems)
-    count = len(problems)
-    print(f"{count} problem{'s' * (count != 1)}, {len(read['documents'])} good documents", file=sys.stderr)
+    show_problems(warnings, "warning")
+    documents = _count(len(read["documents"]), "document")
+    also = f", {_count(len(warnings), 'warning')}" if warnings else ""
+    if not problems:
+        print(f"ok: {documents}{also}")
+        return OK
+    good = documents.replace(" ", " good ")
+    print(f"{_count(len(problems), 'problem')}{also}, {good}", file=sys.stderr)
     return FAULTY
 
 
-def show_problems(problems: list[dict[str, Any]]) -> None:
-    """A table at a terminal; else ``file:line: field: message``, one line each."""
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def show_problems(problems: list[dict[str, Any]], level: str = "") -> None:
+    """A table at a terminal; else ``file:line: level: field: message``, one line each."""
+    if not problems:
+        return
     console = Console()
     if not console.is_terminal:
         for p in problems:
-            print(": ".join(part for part in (_place(p), p["field"], p["message"]) if part))
+            print(": ".join(part for part in (_place(p), level, p["field"], p["message"]) if part))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("where", "field", "what is wrong"):
+    for name in ("where", "field", level or "what is wrong"):
         table.add_column(name, overflow="fold")
     for p in problems:
         table.add_row(Text(_place(p), "cyan"), Text(p["field"], "yellow"), Text(p["message"]))

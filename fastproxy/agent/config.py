@@ -50,6 +50,7 @@ class Configuration:
         self._watch = Watch(settings.config) if settings.config else None
         self._documents: list[Any] = []
         self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._asked = False
         self.source = settings.config or "--to"
         self.problems: list[Problem] = []
@@ -113,6 +114,7 @@ class Configuration:
             return self._refuse(str(e))
         if reading.problems:
             return self._refuse(_count(reading.problems), reading.problems)
+        self._warn(reading.warnings)
         return await self._replace(reading)
 
     async def replace_tables(self, tables: object) -> Answer:
@@ -245,6 +247,16 @@ class Configuration:
         if self._said and not problems:
             log.info("all problems are gone", self._settings.config)
         self._said = {f"{p.place} {p.message}" for p in problems}
+        self._warn(reading.warnings, again)
+
+    def _warn(self, warnings: list[Problem], again: bool = False) -> None:
+        """The same for what serves, though surely not as it was meant."""
+        fresh = [p for p in warnings if again or f"{p.place} {p.message}" not in self._warned]
+        for p in fresh[:MAX_SHOWN]:
+            log.warning(p.message, p.place)
+        if len(fresh) > MAX_SHOWN:
+            log.warning("more of these", self.source, "fastproxy check shows them")
+        self._warned = {f"{p.place} {p.message}" for p in warnings}
 
     def _consequence(self, problem: Problem, reading: Reading) -> str:
         """What serves instead of what is wrong."""

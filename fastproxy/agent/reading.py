@@ -56,6 +56,7 @@ class Reading:
     tables: Tables
     problems: list[Problem] = field(default_factory=list)
     documents: list[Any] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
 
 class Reader:
@@ -100,7 +101,8 @@ class Reader:
         if "error" in answer:
             raise ReadError(str(answer["error"]))
         problems = [Problem(**row) for row in answer["problems"]]
-        return Reading(answer["tables"], problems, answer["documents"])
+        warnings = [Problem(**row) for row in answer["warnings"]]
+        return Reading(answer["tables"], problems, answer["documents"], warnings)
 
     async def close(self) -> None:
         if self._timer:

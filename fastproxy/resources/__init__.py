@@ -8,7 +8,8 @@ floor  module                                   what it is
 3      documents, load                          documents, good and bad; the last good ones
 4      registry, clusters, routes, listeners    one table each
 5      compile                                  all documents to tables
-6      __main__                                 the same as a process of its own, for the agent
+6      advice                                   what is no error and yet surely not meant
+7      __main__                                 the same as a process of its own, for the agent
 
 Importing this package costs pydantic and PyYAML: the agent does not, it runs
 ``python -m fastproxy.resources``.

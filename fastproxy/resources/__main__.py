@@ -16,6 +16,7 @@ Answer, a map::
 
     tables     Tables                  of the good documents and the last good versions of the bad ones
     problems   [problem, …]            in order of file and line; line 0: the file as a whole
+    warnings   [problem, …]            what is no error and yet surely not meant; nothing is left out for it
     documents  [row, …]                what the tables were made of; keep them, hand them back as ``previous``
     error      str                     only when ``listen`` or ``to`` is wrong: no other key then
 
@@ -35,6 +36,7 @@ from typing import Any
 
 import msgpack
 
+from fastproxy.resources.advice import advise
 from fastproxy.resources.compile import settle
 from fastproxy.resources.documents import Row
 from fastproxy.resources.load import load_both, merge_last_good
@@ -60,6 +62,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "tables": tables,
         "problems": [p.to_dict() for p in sorted(merged.problems + problems, key=lambda p: (p.file, p.line))],
+        "warnings": [p.to_dict() for p in advise(documents, tables)],
         "documents": [list(d.row) for d in documents],
     }
 

@@ -271,6 +271,16 @@ def test_every_sighup_is_answered() -> None:
             until(lambda wanted=times: sum("spec.hostz" in line for line in proxy.lines) == wanted)
 
 
+def test_a_destination_that_is_not_there_is_warned_of_once() -> None:
+    astray = direct(201).replace("directResponse: {status: 201}", "route: [{destination: {host: nowhere}}]")
+    with Proxy(config=astray) as proxy:
+        proxy.wait_said("warning: no ServiceEntry has the host nowhere; requests", f"{proxy.config}:7")
+        assert status_of(proxy.address) == 503
+        replace(proxy.config, astray + "---\n" + direct(202, "two", "two"))
+        until(lambda: status_of(proxy.address, "two") == 202)
+        assert proxy.stderr.count("no ServiceEntry") == 1
+
+
 def post(proxy: Proxy, body: bytes, kind: str) -> tuple[int, dict[str, Any]]:
     with Client(proxy.admin) as client:
         response = client.request("POST", "/config", [("Content-Type", kind)], body)

@@ -157,13 +157,49 @@ def test_check_counts_good_documents(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "ok: 2 documents\n", "")
 
 
+ASTRAY = """\
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: astray}
+spec:
+  hosts: [astray]
+  http:
+  - route:
+    - {destination: {host: catalog, subset: v9}, weight: 1}
+    - {destination: {host: catalogue}, weight: 1}
+    - destination:
+        host: catalog
+        port: {number: 81}
+      weight: 1
+    - {destination: {host: catalog, port: {number: 80}}, weight: 1}
+"""
+
+
+def test_check_warns_of_destinations_that_are_not_there(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(GOOD + ASTRAY)
+    done = fastproxy("check", "-c", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+    at, end = "spec.http[0].route", "; requests sent there are answered 503 NC"
+    assert done.stdout.splitlines() == [
+        f"{file}:28: warning: {at}[0].destination.subset: no DestinationRule gives catalog a subset v9{end}",
+        f"{file}:29: warning: {at}[1].destination.host: no ServiceEntry has the host catalogue"
+        f" (did you mean catalog?){end}",
+        f"{file}:32: warning: {at}[2].destination.port.number: catalog has no port 81 (it has 80){end}",
+        "ok: 3 documents, 3 warnings",
+    ]
+    file.write_text(GOOD.replace("resolution", "resolutoin"))
+    assert fastproxy("check", "-c", str(file)).stderr == "1 problem, 1 warning, 1 good document\n"
+
+
 def test_check_prints_each_problem_with_its_place(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(GOOD.replace("resolution", "resolutoin").replace("exact:", "exakt:"))
     done = fastproxy("check", "-c", str(file))
     assert done.returncode == 2
     lines = done.stdout.splitlines()
-    assert f"{file}:7: spec.resolutoin: unknown field (did you mean resolution)" in lines
+    assert f"{file}:7: spec.resolutoin: unknown field (did you mean resolution?)" in lines
     assert any(line.startswith(f"{file}:16: spec.http[0].match[0].headers") for line in lines), lines
     assert "\x1b" not in done.stdout
 

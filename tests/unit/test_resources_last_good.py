@@ -153,7 +153,7 @@ def test_process(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(BEFORE)
     first = ask({"path": str(file), "labels": {}, "listen": "127.0.0.1:8000", "to": ["127.0.0.1:9001"]})
-    assert set(first) == {"tables", "problems", "documents"}
+    assert set(first) == {"tables", "problems", "warnings", "documents"}
     assert first["problems"] == []
     assert set(first["tables"]["routes"]) == {"mesh a", "mesh b", "mesh c", "mesh *"}
     assert [row[:3] for row in first["documents"]] == [["VirtualService", "default", n] for n in "abc"]
