@@ -106,7 +106,7 @@ def explain(
     ] = [],  # noqa: B006
     data: Annotated[str, typer.Option(metavar="TEXT", help="The body.")] = "",
     listener: Annotated[
-        str, typer.Option(metavar="NAME", help="Listener that accepts it; default: the URL's port.")
+        str, typer.Option(metavar="NAME", help="Listener that accepts it; default: by the URL's port.")
     ] = "",
     listen: Annotated[str, typer.Option(metavar="ADDRESS", help="As --listen of run.")] = "",
     label: Annotated[list[str], typer.Option(metavar="K=V", help="As --label of run.")] = [],  # noqa: B006

@@ -47,7 +47,8 @@ class Choice:
 class Explanation:
     """``error``: empty, or why there is no route and what the client gets. ``sent``: path and query to
     upstream, or the Location of a redirect. ``hosts``: what was looked up, and whether it is there.
-    ``headers``: what the route changes; each destination adds its own."""
+    ``elsewhere``: rules of the same documents that can not hold on this listener. ``headers``: what the
+    route changes; each destination adds its own."""
 
     method: str
     url: str
@@ -58,6 +59,7 @@ class Explanation:
     virtual_host: str = ""
     source: list[str] = field(default_factory=list)
     tried: list[Tried] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
     route: str = ""
     action: str = ""
     status: int = 0
@@ -109,16 +111,17 @@ def choose_listener(tables: Tables, port: int, https: bool, wanted: str = "") ->
     if here:
         return here[0], f"has port {port}"
     gateways = sorted(name for name in listeners if name != MESH)
-    if len(gateways) == 1 and listeners.get(MESH) in (None, SUBSTITUTE):
+    mesh_is_open = listeners.get(MESH, SUBSTITUTE) != SUBSTITUTE
+    if len(gateways) == 1 and not mesh_is_open:
         return gateways[0], "the only one"
     mesh_used = any(key.startswith(f"{MESH} ") for key in tables["routes"])
-    if MESH in listeners and (mesh_used or not gateways):
-        return MESH, f"no other listener has port {port}"
+    if MESH in listeners and (not gateways or (mesh_is_open and mesh_used)):
+        return MESH, f"no other listener has port {port}" if gateways else "there is no other"
     if len(gateways) == 1:
         return gateways[0], "the only one"
     if not gateways:
         raise LookupError("there is no listener")
-    raise LookupError(f"no listener has port {port}; say which of: {', '.join(gateways)}")
+    raise LookupError(f"no listener has port {port}; name one of: {', '.join(sorted(listeners))}")
 
 
 def _quoted(raw: bytes) -> str:
@@ -196,8 +199,8 @@ def explain(
     try:
         steps = view.explain(out.listener, raw, **options)
     except _plan.Refused as wrong:
-        row = TABLE[Kind(wrong.kind)]
-        out.error = f"{row.status} {row.flag}: {row.message}"
+        entry = TABLE[Kind(wrong.kind)]
+        out.error = f"{entry.status} {entry.flag}: {entry.message}"
         return out
     found = view.host(out.listener, raw, **options)
     named = [value for name, value in headers if name.lower() == "host"]
@@ -210,8 +213,9 @@ def explain(
     out.virtual_host = found.decode()
     if out.virtual_host.startswith((".", "-")):
         out.virtual_host = f"*{out.virtual_host}"
-    out.source = tables["routes"][f"{out.listener} {out.virtual_host}"]["source"]
-    rules = _rules(tables["routes"][f"{out.listener} {out.virtual_host}"]["routes"])
+    row = tables["routes"][f"{out.listener} {out.virtual_host}"]
+    out.source, out.elsewhere = row["source"], row.get("elsewhere", [])
+    rules = _rules(row["routes"])
     for step in steps:
         name = view.route(step.route).name.decode()
         reason = "" if step.failed is None else _reason(step.failed)

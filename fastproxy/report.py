@@ -134,8 +134,10 @@ def _show(told: Explanation, tables: Tables) -> None:
             f"{mark}  {tried.route}" + (f": {tried.reason}" if tried.reason else ""),
             style,
         )
+    for text in told.elsewhere:
+        say("elsewhere", text, "dim")
     if told.error:
-        say("answer", told.error, "red")
+        say("answer" if told.listener else "error", told.error, "red")
         return
     status = f" {told.status}" if told.status else ""
     say("action", f"{told.action}{status}" + (f", at most {told.timeout_ms} ms" if told.timeout_ms else ""))

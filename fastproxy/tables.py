@@ -106,10 +106,12 @@ class Route(TypedDict):
 
 
 class VirtualHost(TypedDict):
-    """``source``: the documents it was made from (``VirtualService default/catalog``)."""
+    """``source``: the documents it was made from (``VirtualService default/catalog``). ``elsewhere``, for
+    explain: what of them holds on other listeners only (``catalog#2: only on port 81``)."""
 
     routes: list[Route]
     source: list[str]
+    elsewhere: NotRequired[list[str]]
 
 
 class Listener(TypedDict):

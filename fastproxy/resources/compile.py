@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fastproxy.oneline import add_mesh, add_upstream
 from fastproxy.resources.clusters import Rules, add_clusters, cluster_key
@@ -16,7 +16,13 @@ from fastproxy.resources.registry import Registry, Service
 from fastproxy.resources.routes import MESH, Translator, gateway_name
 from fastproxy.tables import NAMES, Match, Route, Tables, VirtualHost, empty
 
-Share = tuple[Document, list[Route]]  # what one VirtualService gives to one host of one listener
+
+class Share(NamedTuple):
+    """What one VirtualService gives to one host of one listener, and what it keeps for others."""
+
+    document: Document
+    routes: list[Route]
+    elsewhere: list[str]
 
 
 def settle(
@@ -119,8 +125,12 @@ def _gateway_shares(
             gateways = frozenset(through)
             if gateways not in translators:
                 translators[gateways] = Translator(registry, problems, gateways, opening.number)
-            out.setdefault(host, []).append((document, translators[gateways].routes(document)))
+            out.setdefault(host, []).append(_share(document, translators[gateways]))
     return out
+
+
+def _share(document: Document, translator: Translator) -> Share:
+    return Share(document, translator.routes(document), translator.elsewhere(document))
 
 
 def _mesh_shares(
@@ -139,7 +149,7 @@ def _mesh_shares(
             if service is not None:
                 hosts |= dict.fromkeys((service.host, *service.aliases))
         for host in hosts:
-            out.setdefault(host, []).append((document, translator.routes(document)))
+            out.setdefault(host, []).append(_share(document, translator))
     # a wildcard takes the services it covers, also under their other names
     wild = {h for h in out if "*" in h}
     for service in registry.services.values():
@@ -152,7 +162,10 @@ def _mesh_shares(
 
 def _add_hosts(tables: Tables, listener: str, shares: Mapping[str, list[Share]]) -> None:
     for host, given in shares.items():
-        row: VirtualHost = {"routes": merge(given), "source": [d.source for d, _ in given]}
+        row: VirtualHost = {"routes": merge(given), "source": [share.document.source for share in given]}
+        elsewhere = [text for share in given for text in share.elsewhere]
+        if elsewhere:
+            row["elsewhere"] = elsewhere
         tables["routes"][f"{listener} {host}"] = row
 
 
@@ -162,11 +175,11 @@ def merge(shares: list[Share]) -> list[Route]:
     Istio's rule (CombineVHostRoutes): else the first document's default would hide all others.
     """
     if len(shares) == 1:
-        return shares[0][1]
+        return shares[0].routes
     first: list[Route] = []
     last: list[Route] = []
-    for _, routes in shares:
-        for route in routes:
+    for share in shares:
+        for route in share.routes:
             narrow = [m for m in route["matches"] if not _matches_all(m)]
             if narrow:
                 first.append({**route, "matches": narrow})

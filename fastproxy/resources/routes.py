@@ -43,26 +43,41 @@ class Translator:
         self._gateways = gateways
         self._port = port  # of the listener; 0 on the mesh, where the request's authority says it
         self._known: dict[tuple[str, str], list[Route]] = {}
+        self._elsewhere: dict[tuple[str, str], list[str]] = {}
 
     def routes(self, document: Document) -> list[Route]:
         """The routes of a document that hold here; the same list at each call."""
         key = (document.namespace, document.row.name)
         if key not in self._known:
             self._known[key] = []
+            self._elsewhere[key] = []
             for i, http in enumerate(document.resource.spec.http):
                 route = self._route(document, i, http)
                 if route is not None:
                     self._known[key].append(route)
         return self._known[key]
 
+    def elsewhere(self, document: Document) -> list[str]:
+        """What :meth:`routes` left out, and where it holds."""
+        self.routes(document)
+        return self._elsewhere[document.namespace, document.row.name]
+
     def _route(self, document: Document, index: int, http: HTTPRoute) -> Route | None:
-        matches = [m for m in (self._match(document, m) for m in http.match) if m is not None]
+        space = "" if document.namespace == "default" else f"{document.namespace}/"
+        name = http.name or f"{space}{document.row.name}#{index}"
+        matches: list[Match] = []
+        for match in http.match:
+            where = self._where_else(document, match)
+            if where:
+                what = f"{name} {match.name}" if match.name else name
+                self._elsewhere[document.namespace, document.row.name].append(f"{what}: {where}")
+            else:
+                matches.append(self._match(match))
         if http.match and not matches:
             return None
         path: tuple[PathPart, ...] = (*_HTTP, index)
-        space = "" if document.namespace == "default" else f"{document.namespace}/"
         # an empty match among others makes the others needless, but explain shows them all
-        route: Route = {"name": http.name or f"{space}{document.row.name}#{index}", "matches": matches}
+        route: Route = {"name": name, "matches": matches}
         rewrite = _rewrite(http)
         if http.redirect is not None:
             route["redirect"] = self._redirect(http.redirect)
@@ -84,12 +99,17 @@ class Translator:
             route["timeout"] = http.timeout
         return route
 
-    def _match(self, document: Document, match: HTTPMatch) -> Match | None:
-        """None: can not hold on this listener."""
+    def _where_else(self, document: Document, match: HTTPMatch) -> str:
+        """Where a match holds that can not hold on this listener; empty: it can."""
         if match.gateways is not None:
             names = {gateway_name(g, document.namespace) for g in match.gateways}
             if not names & self._gateways:
-                return None
+                return f"only through {', '.join(sorted(names))}"
+        if match.port is not None and self._port not in (0, match.port):
+            return f"only on port {match.port}"
+        return ""
+
+    def _match(self, match: HTTPMatch) -> Match:
         row: Match = {}
         if match.name is not None:
             row["name"] = match.name
@@ -103,11 +123,8 @@ class Translator:
             row["scheme"] = _string(match.scheme)
         if match.authority is not None:
             row["authority"] = _string(match.authority)
-        if match.port is not None:
-            if self._port == 0:
-                row["port"] = match.port
-            elif self._port != match.port:
-                return None
+        if match.port is not None and self._port == 0:
+            row["port"] = match.port
         if match.headers:
             row["headers"] = _strings(match.headers)
         if match.withoutHeaders:

@@ -246,6 +246,59 @@ def test_explain_tells_what_is_done_to_fields(tmp_path: Path) -> None:
     assert "without" not in done.stdout
 
 
+DOORS = """\
+apiVersion: networking.istio.io/v1
+kind: Gateway
+metadata: {name: doors}
+spec:
+  servers:
+  - {port: {number: 8801, name: a, protocol: HTTP}, bind: 127.0.0.1, hosts: ["*"]}
+  - {port: {number: 8802, name: b, protocol: HTTP}, bind: 127.0.0.1, hosts: ["*"]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: main}
+spec:
+  hosts: ["*"]
+  gateways: [doors, mesh]
+  http:
+  - match: [{uri: {prefix: /never}}]
+    directResponse: {status: 201}
+  - match: [{port: 8802}]
+    directResponse: {status: 202}
+  - match: [{name: inside, gateways: [mesh]}, {uri: {prefix: /never}}]
+    directResponse: {status: 203}
+  - directResponse: {status: 204}
+"""
+
+
+def test_explain_tells_rules_that_hold_elsewhere(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(DOORS)
+    done = fastproxy("explain", "-c", str(file), "GET http://127.0.0.1:8801/")
+    lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
+    at = lines.index("rule 3 yes main#3")
+    assert lines[at + 1 : at + 3] == [
+        "elsewhere main#1: only on port 8802",
+        "elsewhere main#2 inside: only through mesh",
+    ]
+    there = fastproxy("explain", "-c", str(file), "GET http://127.0.0.1:8802/").stdout
+    assert "direct response 202" in there and "main#1: only" not in there
+
+
+def test_explain_does_not_invent_a_listener(tmp_path: Path) -> None:
+    """No run of these documents opens ``mesh`` without --listen; which of the two is meant, nobody knows."""
+    file = tmp_path / "c.yaml"
+    file.write_text(DOORS)
+    done = fastproxy("explain", "-c", str(file), "GET http://x/")
+    assert done.returncode == 2
+    assert "name one of: 127.0.0.1:8801, 127.0.0.1:8802, mesh" in done.stdout
+    asked = fastproxy("explain", "-c", str(file), "GET http://x/", "--listener", "mesh")
+    assert asked.returncode == 0 and "direct response 203" in asked.stdout
+    opened = fastproxy("explain", "-c", str(file), "GET http://x/", "--listen", "127.0.0.1:8803")
+    assert "mesh (no other listener has port 80)" in opened.stdout
+
+
 @pytest.mark.parametrize("words", [["catalog"], ["GET ftp://x"], ["GET http://a", "-H", "x"]])
 def test_explain_refuses_what_is_no_request(tmp_path: Path, words: list[str]) -> None:
     file = tmp_path / "c.yaml"

@@ -132,7 +132,7 @@ def listening(*ports: int, mesh: bool = False) -> Tables:
         out["listeners"][f"0.0.0.0:{port}"] = {"address": "0.0.0.0", "port": port, "protocol": "HTTP"}
     if mesh:
         out["routes"]["mesh *"] = {"routes": [route()], "source": []}
-        return with_mesh(out)
+        out["listeners"]["mesh"] = {"address": "127.0.0.1", "port": 8080, "protocol": "HTTP"}
     return out
 
 
@@ -143,11 +143,14 @@ def test_choice_of_the_listener() -> None:
         "mesh",
         "no other listener has port 80",
     )
-    assert choose_listener(listening(9000, mesh=True), 0, False)[0] == "0.0.0.0:9000"
+    assert choose_listener(listening(9000, mesh=True), 0, False)[0] == "mesh"
+    assert choose_listener(with_mesh(listening(9000)), 0, False)[0] == "0.0.0.0:9000"
+    assert choose_listener(with_mesh(listening()), 0, False) == ("mesh", "there is no other")
     assert choose_listener(listening(9000), 0, False) == ("0.0.0.0:9000", "the only one")
     assert choose_listener(listening(1, 2), 9, False, "0.0.0.0:2") == ("0.0.0.0:2", "asked for")
     for source, wanted, why in (
-        (listening(1, 2), "", "no listener has port 80; say which of: 0.0.0.0:1, 0.0.0.0:2"),
+        (listening(1, 2), "", "no listener has port 80; name one of: 0.0.0.0:1, 0.0.0.0:2"),
+        (with_mesh(listening(1, 2)), "", "no listener has port 80; name one of: 0.0.0.0:1, 0.0.0.0:2, mesh"),
         (listening(1), "x", "no listener x; there are: 0.0.0.0:1"),
         (listening(), "", "there is no listener"),
     ):
