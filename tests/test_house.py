@@ -2,8 +2,8 @@
 
 Floors: a file imports only from its own floor or lower ones, and imports on one floor make no circle.
 
-    0  errors settings tables wire oneline regex resources/  words: what documents and messages are
-    1  plan slots explain check sync, the compiled leaves    tables -> plan; parse, route, pick, record, drain
+    0  errors settings tables oneline regex resources/  words: what documents and messages are
+    1  plan slots explain check, the compiled leaves    tables -> plan; parse, route, pick, record, drain
     2  _core with core/*.pxi                                 the forwarding loop
     3  worker spawner agent/                                 processes
     4  cli flags report __main__ demo                        programs
@@ -31,8 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = ("fastproxy", "ctrl", "benchmarks", "tests")
 CEILING = 600
 FLOORS = {
-    0: "errors settings tables wire oneline regex resources",
-    1: "plan slots explain check sync _http1 _plan _breaker _balance _journal _names _accesslog _telemetry",
+    0: "errors settings tables oneline regex resources",
+    1: "plan slots explain check _http1 _plan _balance _journal _names _accesslog _telemetry",
     2: "_core",
     3: "worker spawner agent",
     4: "cli flags report __main__ demo",
@@ -46,7 +46,6 @@ WORKER_MODULES = {
     "_core",
     "_http1",
     "_plan",
-    "_breaker",
     "_balance",
     "_journal",
 }

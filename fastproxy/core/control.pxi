@@ -1,6 +1,7 @@
 # The Python side of the core: made, fed with plans and sockets, ticked. Nothing here runs per request.
 
 import os
+import resource
 
 
 cdef class Core:
@@ -45,7 +46,7 @@ cdef class Core:
         o.upstream_read_timeout = milliseconds(s["upstream_read_timeout"])
         o.tunnel_idle_timeout = milliseconds(s["tunnel_idle_timeout"])
         o.max_body = s["max_body"]
-        o.max_connections = s["max_connections"]
+        o.max_connections = s["max_connections"] or connections_allowed()
         o.max_pooled = s["max_pooled"]
         o.read_size = s["buffer"] + 16384       # a full buffer of body behind its head in one read
         o.trusted_hops = s["trusted_hops"]
@@ -236,6 +237,13 @@ cdef class Core:
             "pipes": self.w.live.gauges.pipes,
             "plans": self.w.live.gauges.plans,
         }
+
+
+cdef uint64_t connections_allowed() except 0:
+    """Downstream connections that leave room for upstreams: a crowd of idle clients must not stop those who ask. A
+    quarter of the descriptors is for upstreams and pipes, two dozen are the worker's own."""
+    most, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, most - most // 4 - 24)
 
 
 cdef uint64_t milliseconds(object seconds):

@@ -334,8 +334,8 @@ cdef bint down_on_writable(Worker *w, Conn *d) noexcept nogil:
 cdef void down_on_timeout(Worker *w, Conn *d) noexcept nogil:
     cdef Exchange *ex = d.exchange
     if d.state == STATE_HEAD:
-        if d.flags & CONN_HEAD_TIMED:
-            down_refuse(w, d, KIND_HEADER_TIMEOUT, NULL, 0)
+        if d.flags & CONN_HEAD_TIMED and d.input != NULL:
+            down_refuse(w, d, KIND_HEADER_TIMEOUT, chunk_data(d.input) + d.input.at, d.input.end - d.input.at)
         else:
             conn_close(w, d, False)
     elif d.state == STATE_EXCHANGE:

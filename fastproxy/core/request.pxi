@@ -67,10 +67,6 @@ cdef uint8_t *put_request_id(uint8_t *o, const Exchange *ex) noexcept nogil:
 cdef inline const Field *known_field(const Head *h, int known) noexcept nogil:
     return <const Field *>h.fields + (h.first[known] - 1) if h.first[known] else NULL
 
-cdef inline uint32_t line_end(const Head *h, uint32_t i) noexcept nogil:
-    """Offset behind the line of field i: where the next one begins, or the empty line."""
-    return h.fields[i + 1].name if i + 1 < h.field_count else h.length - 2
-
 cdef uint8_t *put_fields(Worker *w, uint8_t *o, const Head *h, const uint8_t *drop, const Plan *plan,
                          const HeaderOps *a, const HeaderOps *b) noexcept nogil:
     """All field lines but those that `drop` (by Known) or the header operations take out."""

@@ -1,8 +1,5 @@
 # The response: head rewritten, body framed and passed, until it is all handed to the downstream.
 
-cdef bint status_bodiless(Exchange *ex, uint16_t status) noexcept nogil:
-    return status == 204 or status == 304 or status < 200 or ex.flags & EX_HEAD
-
 cdef uint8_t *response_head(Worker *w, uint8_t *o, Exchange *ex, const Head *h, bint final) noexcept nogil:
     """Write the head as the downstream gets it. Room: the caller checked h.length + appended fields + HEAD_ROOM."""
     cdef uint8_t *drop = w.drop_response

@@ -35,10 +35,6 @@ class Problem(NamedTuple):
         """As it travels in msgpack."""
         return self._asdict()
 
-    @classmethod
-    def from_dict(cls, row: dict[str, Any]) -> Problem:
-        return cls(**row)
-
 
 def printable(text: str, limit: int = 80) -> str:
     """Text of a document as it may stand on a terminal: no controls, not endless."""

@@ -38,6 +38,20 @@ def test_descriptor_exhaustion(origin: Origin) -> None:
         proxy.assert_counts_at_zero()
 
 
+def test_idle_crowd_without_a_warm_pool(origin: Origin) -> None:
+    """Clients that only hold connections open leave descriptors for the upstreams of those who ask."""
+    with Proxy(to=origin.address, descriptors=120) as proxy:
+        with contextlib.ExitStack() as stack:
+            first = stack.enter_context(proxy.client())
+            for _ in range(150):
+                stack.callback(dial(proxy.address).close)
+            time.sleep(0.3)
+            for _ in range(3):
+                assert first.request(target="/ok").status == 200
+        proxy.pooled = True
+        proxy.assert_counts_at_zero()
+
+
 def test_descriptors_for_upstreams_run_out(origin: Origin) -> None:
     """A crowd of requests larger than the descriptors allow: each is answered, with 200 or 503, in time."""
     with Proxy(to=origin.address, descriptors=96) as proxy:
