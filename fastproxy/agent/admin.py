@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MAX_BODY = 64 * 1024 * 1024
 MSGPACK = "application/x-msgpack"
 CONCURRENCY = 64
+RECEIVE_TIMEOUT = 10.0
 
 
 class Json(Response):
@@ -73,6 +74,35 @@ def _route(path: str, answer: Answer, method: str = "GET") -> Route:
     return Route(path, checked, methods=[method])
 
 
+class Connection(HttpToolsProtocol):
+    """Uvicorn's, but who does not send a whole request in time is closed: the places are few, and a probe
+    of liveness needs one."""
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._late = self.loop.call_later(RECEIVE_TIMEOUT, transport.abort)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._late is None:
+            self._late = self.loop.call_later(RECEIVE_TIMEOUT, self.transport.abort)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._in_time()
+
+    def _in_time(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+
 class Admin:
     """The API and its socket."""
 
@@ -101,7 +131,7 @@ class Admin:
         config = Config(
             self._app,
             loop="none",
-            http=HttpToolsProtocol,
+            http=Connection,
             ws="none",
             lifespan="off",
             interface="asgi3",
@@ -116,7 +146,7 @@ class Admin:
         config.load()
 
         def connection() -> asyncio.Protocol:
-            return HttpToolsProtocol(config=config, server_state=self._state, app_state={})
+            return Connection(config=config, server_state=self._state, app_state={})
 
         loop = asyncio.get_running_loop()
         if self._path:
