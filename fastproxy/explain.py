@@ -98,20 +98,25 @@ def head(method: str, url: str, headers: Sequence[tuple[str, str]]) -> tuple[byt
     return "".join(f"{line}\r\n" for line in [*lines, ""]).encode(), parts.scheme == "https"
 
 
-def choose_listener(tables: Tables, port: int, https: bool, wanted: str = "") -> tuple[str, str]:
-    """Listener that a request to ``port`` (0: none in the URL) comes to, and why this one. LookupError:
-    none."""
+def choose_listener(
+    tables: Tables, port: int, https: bool, wanted: str = "", host: str = ""
+) -> tuple[str, str]:
+    """Listener that a request to ``host`` and ``port`` (0: none in the URL) comes to, and why this one.
+    LookupError: none."""
     listeners = tables["listeners"]
     if wanted:
         if wanted not in listeners:
             raise LookupError(f"no listener {wanted}; there are: {', '.join(sorted(listeners)) or 'none'}")
         return wanted, "asked for"
-    port = port or (443 if https else 80)
+    given, port = port, port or (443 if https else 80)
     here = sorted(name for name, row in listeners.items() if row["port"] == port and name != MESH)
     if here:
         return here[0], f"has port {port}"
     gateways = sorted(name for name in listeners if name != MESH)
     mesh_is_open = listeners.get(MESH, SUBSTITUTE) != SUBSTITUTE
+    if MESH in listeners and f"{MESH} {host}" in tables["routes"] and (given or len(gateways) > 1):
+        opener = "" if mesh_is_open else "; --listen opens it"
+        return MESH, f"it has {host}, and no other listener has port {port}{opener}"
     if len(gateways) == 1 and not mesh_is_open:
         return gateways[0], "the only one"
     mesh_used = any(key.startswith(f"{MESH} ") for key in tables["routes"])
@@ -189,7 +194,10 @@ def explain(
     out.host = (parts.hostname or "").lower()
     try:
         port = parts.port or 0
-        out.listener, out.listener_reason = choose_listener(tables, port, https, listener)
+    except ValueError:
+        raise ValueError(f"the port of {url} is not a number up to 65535") from None
+    try:
+        out.listener, out.listener_reason = choose_listener(tables, port, https, listener, out.host)
         if out.listener not in view.listeners():
             raise LookupError(f"listener {out.listener} is not open here")
     except LookupError as wrong:

@@ -299,10 +299,13 @@ def test_explain_does_not_invent_a_listener(tmp_path: Path) -> None:
     assert "mesh (no other listener has port 80)" in opened.stdout
 
 
-@pytest.mark.parametrize("words", [["catalog"], ["GET ftp://x"], ["GET http://a", "-H", "x"]])
+@pytest.mark.parametrize(
+    "words", [["catalog"], ["GET ftp://x"], ["GET http://a", "-H", "x"], ["GET http://a:b/"]]
+)
 def test_explain_refuses_what_is_no_request(tmp_path: Path, words: list[str]) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(GOOD)
     done = fastproxy("explain", "-c", str(file), *words)
     assert done.returncode == 2
     assert done.stderr.startswith("fastproxy: error: ") and "Traceback" not in done.stderr
+    assert "cast" not in done.stderr

@@ -145,6 +145,12 @@ def test_choice_of_the_listener() -> None:
     )
     assert choose_listener(listening(9000, mesh=True), 0, False)[0] == "mesh"
     assert choose_listener(with_mesh(listening(9000)), 0, False)[0] == "0.0.0.0:9000"
+    named = with_mesh(listening(9000))
+    named["routes"]["mesh shop"] = {"routes": [route()], "source": []}
+    why = "it has shop, and no other listener has port 81; --listen opens it"
+    assert choose_listener(named, 81, False, "", "shop") == ("mesh", why)
+    assert choose_listener(named, 81, False, "", "other")[0] == "0.0.0.0:9000"
+    assert choose_listener(named, 0, False, "", "shop")[0] == "0.0.0.0:9000"
     assert choose_listener(with_mesh(listening()), 0, False) == ("mesh", "there is no other")
     assert choose_listener(listening(9000), 0, False) == ("0.0.0.0:9000", "the only one")
     assert choose_listener(listening(1, 2), 9, False, "0.0.0.0:2") == ("0.0.0.0:2", "asked for")
