@@ -243,14 +243,14 @@ def test_levels_of_workers_and_pools(rig: Rig) -> None:
     found = rig.samples()
     assert found["fastproxy_worker_downstream_connections"] == [({"worker": "0"}, 3), ({"worker": "1"}, 4)]
     assert found["fastproxy_worker_accepted_total"] == [({"worker": "0"}, 9), ({"worker": "1"}, 9)]
-    assert found["fastproxy_plan_version"][0] == ({"worker": "0"}, 42)
+    assert found["fastproxy_worker_plan_version"][0] == ({"worker": "0"}, 42)
     assert found["fastproxy_plan_swap_seconds"][0] == ({"worker": "0"}, 0.0015)
     assert found["fastproxy_plan_swap_max_seconds"][0] == ({"worker": "0"}, 2)
     assert found["fastproxy_cluster_requests_total"] == [({"cluster": CLUSTERS[7]}, 21)]
     assert found["fastproxy_cluster_active_requests"] == [({"cluster": CLUSTERS[7]}, 2)]
     healthy = {labels["endpoint"]: value for labels, value in found["fastproxy_endpoint_healthy"]}
     assert healthy == {"127.0.0.1:9001": 1, "unix:///tmp/a": 0}
-    assert not [name for name in found if "worker_plan" in name and "swaps" not in name]
+    assert not [name for name in found if "worker_plan_swap_us" in name]
     processes = {labels["process"] for labels, _ in found["fastproxy_process_resident_memory_bytes"]}
     assert processes == {"agent", "worker 0"}
 
