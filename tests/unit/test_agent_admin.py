@@ -32,11 +32,12 @@ def test_half_a_request_does_not_keep_its_place(sent: bytes, monkeypatch: pytest
         port = free_port()
         one = admin.Admin(cast(Any, SimpleNamespace(started=0.0)))
         await one.open(f"127.0.0.1:{port}")
-        crowd = []
+        crowd: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         try:
-            crowd += [await asyncio.open_connection("127.0.0.1", port) for _ in range(admin.CONCURRENCY)]
-            for _, writer in crowd:
-                writer.write(sent)
+            for _ in range(admin.CONCURRENCY - 1):
+                crowd.append(await asyncio.open_connection("127.0.0.1", port))
+                crowd[-1][1].write(sent)
+                await asyncio.sleep(0.001)  # told before the next one comes
             await asyncio.sleep(0.2)
             assert await live(port) == b"503"
             await asyncio.sleep(0.6)
