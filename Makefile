@@ -53,7 +53,7 @@ bench: build peers
 build: build/.compiled
 
 clean:
-	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/build tests/fuzz/work
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis benchmarks/build tests/fuzz/scratch
 	@find fastproxy ctrl benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
 	@rm -f fastproxy/*.so fastproxy/*.html $(patsubst %.pyx,%.c,$(wildcard fastproxy/*.pyx))
 

@@ -3,7 +3,7 @@
 Starts from ``corpus/`` (``NAME.request``, ``.response``, ``.chunked``, ``.path``) and from the cases of
 ``tests/cases/http1``, keeps what the parser answers in a way not seen before, and checks
 ``tests.support.invariants`` on all. The same ``--seed`` and ``--runs`` give the same inputs. An input
-that breaks something is left in ``work/``; ``--replay FILE`` runs it again. The work is done by a child
+that breaks something is left in ``scratch/``; ``--replay FILE`` runs it again. The work is done by a child
 process, so that a crash is found and kept as well.
 """
 
@@ -23,7 +23,7 @@ from tests.support import cases, invariants
 from tests.support.guard import Guard
 
 HERE = Path(__file__).resolve().parent
-WORK = HERE / "work"
+WORK = HERE / "scratch"
 KINDS = ("request", "response", "chunked", "path")
 LARGEST = 4096
 WORDS = [
