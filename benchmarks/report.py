@@ -18,7 +18,7 @@ from benchmarks.scenarios import ROWS
 from benchmarks.targets import TARGETS, Results
 
 CPU_ROWS = [name for name, row in ROWS.items() if row.load in ("wrk", "closed", "connect")]
-OPEN_ROWS = [name for name, row in ROWS.items() if row.load in ("open", "swaps")]
+OPEN_ROWS = [name for name, row in ROWS.items() if row.load in ("open", "swaps", "bystander")]
 MEMORY_ROWS = [name for name, row in ROWS.items() if row.load == "memory"]
 BARS = ("get", "get-browser", "connection-per-request", "answer-64k", "answer-1m", "upload-1m")
 RULES = (1, 100, 1000, 10000)

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import json
 import os
+import sys
 import tempfile
 import threading
 import time
@@ -31,6 +32,8 @@ from benchmarks.process import (
     cores,
     cpu_between,
     settle_on,
+    spawn,
+    stop,
     wait_ns,
     yield_core,
 )
@@ -112,7 +115,7 @@ class Run:
     def measure(self, peer: Peer, row: Row) -> Sample:
         """One measurement: checked, warmed, counted by three parties."""
         load.check(row, peer.port)
-        if row.load in ("open", "swaps"):
+        if row.load in ("open", "swaps", "bystander"):
             return self.measure_open(peer, row)
         if row.load != "wrk":  # wrk's shortest run is a second, and the check has opened the path
             load.run(row, peer.port, WARM, self.folder)
@@ -168,14 +171,36 @@ class Run:
             self.rates[peer.name] = load.run(closed, peer.port, 1, self.folder).requests / 2
         rate = self.rates[peer.name]
         yield_core(peer.agent_pids())  # it shares its core with load and origin, whose delays would count
-        with self.swapping(peer) if row.load == "swaps" else contextlib.nullcontext() as swaps:
+        with self.beside(peer, row) as swaps:
             sample = self.counted(peer, row, rate)
         sample["rate"] = rate
-        if swaps is not None:
+        if swaps:
             if swaps["failed"]:
                 raise Failed(swaps["failed"])
             sample |= {"swaps": swaps["done"], "swap_seconds": swaps["took"]}
         return sample
+
+    def beside(self, peer: Peer, row: Row) -> contextlib.AbstractContextManager[dict[str, Any]]:
+        """What goes on while a fixed rate is measured."""
+        if row.load == "swaps":
+            return self.swapping(peer)
+        if row.load == "bystander":
+            return self.bystander()
+        return contextlib.nullcontext({})
+
+    @contextlib.contextmanager
+    def bystander(self) -> Iterator[dict[str, Any]]:
+        """A program on the load's core that is as busy as the agent was in the swaps just measured."""
+        swapped = self.results["swaps-on"]["fastproxy"]["samples"][-1:]
+        if not swapped:
+            raise Failed("the row swaps-on has to be measured in the same run")
+        share = min(0.95, swapped[0]["agent_us"] * swapped[0]["rate"] / 1e6)
+        argv = [sys.executable, "-m", "benchmarks.bystander", str(self.where.load), f"{share:.3f}"]
+        process = spawn(argv, self.where.load, self.folder / "bystander.log")
+        try:
+            yield {}
+        finally:
+            stop(process)
 
     @contextlib.contextmanager
     def swapping(self, peer: Peer) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Load = Literal["wrk", "closed", "connect", "open", "swaps", "memory"]
+Load = Literal["wrk", "closed", "connect", "open", "swaps", "bystander", "memory"]
 
 ALL = ("fastproxy", "nginx", "haproxy", "envoy", "asyncio-httptools", "floor")
 ROUTERS = ("fastproxy", "nginx", "haproxy", "haproxy-map", "envoy")
@@ -124,6 +124,13 @@ GROUPS: tuple[tuple[Row, ...], ...] = (
     (
         _open("swaps-off", "fixed rate, 10,000 rules, quiet", ("fastproxy",), "open", 10000),
         _open("swaps-on", "fixed rate, 10,000 rules swapped once a second", ("fastproxy",), "swaps", 10000),
+        _open(
+            "swaps-bystander",
+            "fixed rate, 10,000 rules, busy bystander",
+            ("fastproxy",),
+            "bystander",
+            10000,
+        ),
     ),
     (
         Row("memory-fresh", "memory, fresh", load="memory", conns=0),

@@ -97,6 +97,12 @@ TARGETS: tuple[Target, ...] = (
         _ours("swaps-off", "p99"),
     ),
     Target(
+        "the same, of a bystander as busy as the agent",
+        _ours("swaps-on", "p99"),
+        None,
+        _ours("swaps-bystander", "p99"),
+    ),
+    Target(
         "access log on, CPU of the worker, of off",
         _ours("access-log-on", "worker_us"),
         1.10,
