@@ -136,7 +136,10 @@ def test_with_refused_requests_that_linger(pair: tuple[Proxy, Upstream]) -> None
 
 def test_out_of_descriptors(origin: Origin) -> None:
     """A queue of connections that cannot be accepted is looked at now and then, not all the time."""
-    with Proxy(to=origin.address, descriptors=96) as proxy, contextlib.ExitStack() as stack:
+    with (
+        Proxy(to=origin.address, descriptors=96, max_connections=1000) as proxy,
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(150):
             stack.enter_context(dial(proxy.address))
         time.sleep(0.2)
