@@ -306,8 +306,6 @@ cdef bint down_on_writable(Worker *w, Conn *d) noexcept nogil:
     if d.output != NULL:
         down_watch_write(w, d)
         return True
-    if d.flags & CONN_UNIX:
-        conn_watch(w, d, EPOLL_CTL_MOD, False)
     timer_clear(&d.timer)
     if d.state == STATE_FLUSH:
         down_linger(w, d, False)

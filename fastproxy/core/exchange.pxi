@@ -252,14 +252,10 @@ cdef void exchange_connect(Worker *w, Exchange *ex, bint fresh) noexcept nogil:
 cdef void exchange_connect_failed(Worker *w, Exchange *ex, uint8_t kind) noexcept nogil:
     """Nothing reached an application, so another endpoint may be asked: as many as Istio's default of two retries."""
     cdef const Endpoint *other
-    cdef Conn *u = ex.up
     if w.errors[kind].status and kind != KIND_OVERLOAD and ex.attempts < 3:
         other = balance_pick(ex.plan, ex.cluster, &w.live, <uint32_t>(random_next(w) >> 32), ex.endpoint)
         if other != NULL and other.slot != ex.endpoint.slot:
-            if u != NULL:
-                u.exchange = NULL
-                ex.up = NULL
-                conn_close(w, u, False)
+            up_drop(w, ex)
             w.live.endpoint[ex.endpoint.slot].active -= 1
             w.live.endpoint[ex.endpoint.slot].errors += 1
             ex.endpoint = other
@@ -375,25 +371,19 @@ cdef bint exchange_retry(Worker *w, Exchange *ex, bint reset) noexcept nogil:
                 return False
     ex.flags &= ~EX_REQUEST_CUT
     ex.flags |= EX_RETRIED
-    u.exchange = NULL
-    ex.up = NULL
-    conn_close(w, u, False)
+    up_drop(w, ex)
     w.live.gauges.retries += 1
     exchange_connect(w, ex, True)
     return True
 
 cdef void exchange_fail(Worker *w, Exchange *ex, uint8_t kind, uint8_t detail) noexcept nogil:
     """An error of our own: answered where nothing was sent yet, else the connection is cut."""
-    cdef Conn *u = ex.up
     if ex.flags & EX_ANSWERED:
         exchange_abort(w, ex, kind)
         return
     ex.error = kind
     ex.detail = detail
-    if u != NULL:
-        u.exchange = NULL
-        ex.up = NULL
-        conn_close(w, u, False)
+    up_drop(w, ex)
     if w.errors[kind].status == 0:
         exchange_abort(w, ex, kind)
         return
@@ -411,15 +401,11 @@ cdef void exchange_fail_body(Worker *w, Exchange *ex, size_t head_len, uint8_t b
 cdef void exchange_abort(Worker *w, Exchange *ex, uint8_t kind) noexcept nogil:
     """Cut both sides. An answer whose end only the connection marks is reset, so that it cannot pass for whole."""
     cdef Conn *d = ex.down
-    cdef Conn *u = ex.up
     cdef bint reset = (ex.flags & EX_ANSWERED and not (ex.flags & EX_RESPONSE_DONE)
                        and (ex.response_framing == FRAMING_CLOSE or ex.flags & EX_DECHUNK))
     if ex.error == 0:
         ex.error = kind
-    if u != NULL:
-        u.exchange = NULL
-        ex.up = NULL
-        conn_close(w, u, False)
+    up_drop(w, ex)
     exchange_record(w, ex)
     exchange_release(w, ex)
     d.exchange = NULL

@@ -72,8 +72,8 @@ cdef void graveyard_empty(Worker *w) noexcept nogil:
     if w.listeners_closing:
         listeners_sweep(w)
 
-cdef bint run_tick(Worker *w) noexcept nogil:
-    """True: stopped by the budget or a command, there may be more."""
+cdef void run_tick(Worker *w) noexcept nogil:
+    """Rounds until nothing is ready, the budget is spent, or a command came."""
     cdef uint64_t started
     cdef uint32_t handled = 0
     cdef int n
@@ -125,8 +125,6 @@ cdef bint run_tick(Worker *w) noexcept nogil:
     timers_settle(w)
     if w.ready_first != NULL:
         wake_self(w)
-        return True
-    return False
 
 cdef void wake_self(Worker *w) noexcept nogil:
     """Work is left that epoll does not know of: be called again."""

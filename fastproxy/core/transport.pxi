@@ -149,6 +149,8 @@ cdef bint conn_flush(Worker *w, Conn *c) noexcept nogil:
         if c.output == NULL:
             c.output_tail = NULL
         chunk_release(w, chunk)
+    if c.flags & CONN_UNIX:
+        conn_watch(w, c, EPOLL_CTL_MOD, False)
     return True
 
 cdef void conn_close(Worker *w, Conn *c, bint reset) noexcept nogil:

@@ -54,8 +54,6 @@ cdef void tunnel_on_event(Worker *w, Exchange *ex, Conn *c, bint writable) noexc
         if not conn_flush(w, c):
             exchange_abort(w, ex, KIND_DOWNSTREAM_CLOSED if c.side == SIDE_DOWN else KIND_UPSTREAM_TRUNCATED)
             return
-        if c.output == NULL and c.flags & CONN_UNIX:
-            conn_watch(w, c, EPOLL_CTL_MOD, False)
     if writable and c.output == NULL:
         if not tunnel_pump(w, ex, peer, c):
             return

@@ -105,7 +105,6 @@ cdef enum ExchangeFlag:
     EX_COUNTED = 8192               # active counters of cluster and endpoint hold this exchange
     EX_UPSTREAM_BYTES = 16384       # at least one byte of an answer came
     EX_IDEMPOTENT = 32768           # RFC 9110 §9.2.2
-    EX_CONNECT = 65536
     EX_REQUEST_CUT = 131072         # the rest of the request is not wanted any more
     EX_OWN_ID = 262144              # X-Request-Id is ours
 

@@ -92,6 +92,15 @@ cdef void up_detach(Worker *w, Exchange *ex) noexcept nogil:
         return
     pool_put(w, u)
 
+cdef void up_drop(Worker *w, Exchange *ex) noexcept nogil:
+    """Close what the exchange has of an upstream; it may have nothing."""
+    cdef Conn *u = ex.up
+    if u == NULL:
+        return
+    u.exchange = NULL
+    ex.up = NULL
+    conn_close(w, u, False)
+
 cdef void up_forget(Worker *w, Conn *u) noexcept nogil:
     """Part of conn_close: out of pool and counts."""
     if u.state == STATE_IDLE:
@@ -182,12 +191,10 @@ cdef void up_on_event(Worker *w, Conn *u, bint writable) noexcept nogil:
         return
     if writable and u.flags & CONN_BLOCKED:
         u.flags &= ~CONN_BLOCKED
-        if u.output != NULL and not conn_flush(w, u):
+        if not conn_flush(w, u):
             request_refused(w, ex)
             return
         if u.output == NULL:
-            if u.flags & CONN_UNIX:
-                conn_watch(w, u, EPOLL_CTL_MOD, False)
             timer_set(w, &u.timer, up_deadline(w, ex, w.options.upstream_read_timeout))
             if not (ex.flags & EX_REQUEST_DONE):
                 request_pump(w, ex)
