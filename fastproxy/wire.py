@@ -1,0 +1,490 @@
+"""Messages of the control protocol: what they mean, how they are written, what is refused.
+
+docs/control-protocol.md tells it for a second implementation. Three lanes of ZeroMQ sockets::
+
+    publish    XPUB ──► SUB        Announce · Heartbeat · Update         by topic, to all that subscribed
+    snapshot   ROUTER ◄─► DEALER   Ask ─► Snapshot | Update | Heartbeat | Refused
+    answer     ROUTER ◄─► DEALER   Answers · Report ─► Refused           what proxies did, and how they are
+
+A message is two or three frames: on the publish lane its topic first, then a header (a msgpack map whose
+``t`` names the type), then for tables a body. On the snapshot and answer lanes there is no topic. Unknown
+keys of a header are ignored, so that fields can be added; an unknown ``t`` is refused.
+
+Everything here comes from the network: :func:`decode` bounds sizes before it unpacks, checks every type, and
+raises WireError, nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, cast
+
+import msgpack
+import zstandard
+
+from fastproxy.rows import HASH_BYTES, MAX_KEY, MAX_ROW, Changes, Packed
+from fastproxy.tables import FORMAT, NAMES
+
+PROTOCOL = 1
+MAX_HEADER = 64 * 1024
+MAX_BODY = 256 * 1024 * 1024  # as it is after decompression
+MAX_ANSWERS = 10_000  # in one message: a relay sends those of many proxies
+MAX_REPORT = 1024 * 1024
+MAX_TEXT = 4096  # of a name or a reason
+COMPRESS_FROM = 1024  # smaller bodies are not worth it
+WHOLE = 1 << 32  # the share that is everybody
+VIEW_BYTES = 8
+
+
+class WireError(ValueError):
+    """This is no message of the protocol; says which field. The peer is wrong, nothing was taken from it."""
+
+
+# --- words ---
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What a proxy says of itself, and all that decides which rows it needs: see ``ctrl.views``.
+
+    Proxies with equal attributes share a view: the same rows, the same hash.
+    """
+
+    namespace: str = "default"
+    labels: tuple[tuple[str, str], ...] = ()  # sorted
+    mesh: bool = False  # it has a mesh listener (``--listen``)
+
+    @classmethod
+    def of(cls, namespace: str, labels: Mapping[str, str], mesh: bool) -> Attributes:
+        return cls(namespace, tuple(sorted(labels.items())), mesh)
+
+    @property
+    def view(self) -> str:
+        """16 hexadecimal digits: the topic that these proxies subscribe to."""
+        packed = msgpack.packb([self.namespace, [list(pair) for pair in self.labels], self.mesh])
+        return hashlib.blake2b(packed, digest_size=VIEW_BYTES).hexdigest()
+
+    def to_wire(self) -> list[Any]:
+        return [self.namespace, [list(pair) for pair in self.labels], self.mesh]
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Attributes:
+        """Raises WireError."""
+        if not isinstance(value, list) or len(value) != 3:
+            raise WireError("attributes: [namespace, labels, mesh] are wanted")
+        namespace, labels, mesh = value
+        if not isinstance(labels, list) or len(labels) > 256 or not isinstance(mesh, bool):
+            raise WireError("attributes: labels are a list of at most 256 pairs, mesh is a boolean")
+        for pair in labels:
+            if not isinstance(pair, list) or len(pair) != 2 or not all(map(_is_text, pair)):
+                raise WireError("attributes: a label is a pair of strings")
+        if not _is_text(namespace):
+            raise WireError("attributes: namespace is a string")
+        pairs = tuple((key, text) for key, text in labels)
+        if list(pairs) != sorted(dict(pairs).items()):
+            raise WireError("attributes: labels are sorted and each has one value")
+        return cls(namespace, pairs, mesh)
+
+
+def lot(node: str, epoch: int, version: int) -> int:
+    """Where a proxy stands in the order in which a candidate version is rolled out: below ``share``, it
+    serves it.
+
+    Evenly spread over 0 to 2**32 - 1, and drawn anew for every version.
+    """
+    drawn = hashlib.blake2b(f"{epoch} {version} {node}".encode(), digest_size=4).digest()
+    return int.from_bytes(drawn, "big")
+
+
+def view_topic(view: str) -> bytes:
+    return b"v/" + view.encode()
+
+
+def probe_topic(nonce: bytes) -> bytes:
+    """``nonce``: 16 random bytes of one socket. Who sees a subscription to it publishes an Announce there:
+    only the subscriber gets it, and then knows that the subscriptions it made before are in force."""
+    return b"p/" + nonce
+
+
+# --- messages ---
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announce:
+    """A publisher to one new subscriber, on its probe topic. Ports are at the host that the subscriber
+    reached.
+
+    jitter_ms: wait a random time up to this before asking for a snapshot. server: who speaks, for status.
+    """
+
+    t: ClassVar[str] = "announce"
+    protocol: int = PROTOCOL
+    server: str
+    snapshot_port: int
+    answer_port: int
+    heartbeat_ms: int
+    report_ms: int
+    jitter_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """The head of one view: what everybody should serve. Sent every ``heartbeat_ms`` and when it changes.
+
+    epoch, version, hash: the newest decided version and its rows. decided: every version number up to it is
+    either part of the history or void; a candidate above it is open. candidate: its version, 0 for none; a
+    proxy whose lot is below ``share`` serves it. So commit, next stage and abort are a heartbeat, and a lost
+    one is healed by the next. now_ms: the publisher's clock, Unix milliseconds. id: answers the Ask with this
+    number.
+    """
+
+    t: ClassVar[str] = "head"
+    epoch: int
+    version: int
+    hash: bytes
+    decided: int
+    candidate: int = 0
+    candidate_hash: bytes = b""
+    share: int = 0
+    now_ms: int = 0
+    report_ms: int = 0
+    id: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """One step from (prev_version, prev_hash) to (version, hash). Whoever does not stand on prev has a gap.
+
+    candidate: it is to be prepared (compiled and held); heartbeats say who serves it. share as in Heartbeat.
+    size: bytes of the body after decompression. zstd: it is compressed. sent_us: Unix time of publishing.
+    """
+
+    t: ClassVar[str] = "update"
+    epoch: int
+    version: int
+    hash: bytes
+    prev_version: int
+    prev_hash: bytes
+    format: int = FORMAT
+    candidate: bool = False
+    share: int = 0
+    size: int = 0
+    zstd: bool = False
+    sent_us: int = 0
+    id: int = 0
+    changes: Changes = field(default_factory=Changes, metadata={"body": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """All rows of a view at its head."""
+
+    t: ClassVar[str] = "snapshot"
+    epoch: int
+    version: int
+    hash: bytes
+    format: int = FORMAT
+    size: int = 0
+    zstd: bool = False
+    id: int = 0
+    rows: Packed = field(default_factory=dict, metadata={"body": True})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """A proxy: bring me to the head of my view. version 0: I have nothing, or nothing I trust.
+
+    The answers: Heartbeat (you are there), Update (the range in one step), Snapshot, Refused; then, when a
+    candidate is open, its Update. id: repeated in the answers, so that a late one is known.
+    """
+
+    t: ClassVar[str] = "ask"
+    protocol: int = PROTOCOL
+    node: str
+    attributes: Attributes
+    id: int
+    epoch: int = 0
+    version: int = 0
+    hash: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Why an Ask or Answers were not taken: another protocol, a name that the key does not own, no role."""
+
+    t: ClassVar[str] = "refused"
+    reason: str
+    id: int = 0
+
+
+PREPARED, SERVING, REJECTED = "prepared", "serving", "rejected"
+RESULTS = (PREPARED, SERVING, REJECTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one proxy did with one version. Times in microseconds: from the message's arrival to now, of this
+    the compile, and the longest swap of a worker. ``error``: why it was rejected."""
+
+    node: str
+    epoch: int
+    version: int
+    hash: bytes
+    result: str
+    us: int = 0
+    compile_us: int = 0
+    swap_us: int = 0
+    error: str = ""
+
+    def to_wire(self) -> list[Any]:
+        return [getattr(self, name) for name in self.__slots__]
+
+    @classmethod
+    def from_wire(cls, value: Any) -> Answer:
+        """Raises WireError."""
+        kinds = (str, int, int, bytes, str, int, int, int, str)
+        if not isinstance(value, list) or len(value) != len(kinds):
+            raise WireError(f"an answer has {len(kinds)} items")
+        for name, item, kind in zip(cls.__slots__, value, kinds, strict=True):
+            _want(item, kind, f"answer.{name}")
+        if value[4] not in RESULTS:
+            raise WireError(f"answer.result is one of {', '.join(RESULTS)}")
+        if len(value[3]) != HASH_BYTES:
+            raise WireError(f"answer.hash has {HASH_BYTES} bytes")
+        return cls(*value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """Of one proxy, or through a relay of many."""
+
+    t: ClassVar[str] = "answers"
+    answers: list[Answer] = field(metadata={"each": Answer})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How a proxy is: at once when it connects, then every report_ms, and when its state changes.
+
+    state: of fastproxy.sync.State. requests, errors: exchanges ended since start and those answered 5xx, of
+    which ``serving`` names the version. breakers: rows [name, state, order, until_ms, rejected], at most
+    1,000, those that are not CLOSED or have an order first. started_ms: Unix time. admin: address of its
+    admin API.
+    """
+
+    t: ClassVar[str] = "report"
+    node: str
+    attributes: Attributes
+    state: str
+    epoch: int = 0
+    version: int = 0
+    hash: bytes = b""
+    serving: int = 0
+    error: str = ""
+    started_ms: int = 0
+    admin: str = ""
+    release: str = ""
+    requests: int = 0
+    errors: int = 0
+    breakers: list[Any] = field(default_factory=list)
+    via: str = ""  # the relay that handed it on
+
+
+Message = Announce | Heartbeat | Update | Snapshot | Ask | Refused | Answers | Report
+TYPES: dict[str, type[Any]] = {
+    kind.t: kind for kind in (Announce, Heartbeat, Update, Snapshot, Ask, Refused, Answers, Report)
+}
+_KINDS = {"int": int, "str": str, "bytes": bytes, "bool": bool}
+
+
+def encode(message: Message) -> list[bytes]:
+    """Header and, for tables, body. The topic is the caller's."""
+    header: dict[str, Any] = {"t": message.t}
+    body: bytes | None = None
+    for f in fields(message):
+        value = getattr(message, f.name)
+        if "body" in f.metadata:
+            body = pack_body(value)
+        elif isinstance(value, Attributes):
+            header[f.name] = value.to_wire()
+        elif "each" in f.metadata:
+            header[f.name] = [item.to_wire() for item in value]
+        elif f.default is MISSING or value != f.default:
+            header[f.name] = value
+    if body is None:
+        return [msgpack.packb(header)]
+    header["size"] = len(body)
+    header.pop("zstd", None)
+    if len(body) >= COMPRESS_FROM:
+        packed = zstandard.ZstdCompressor(level=3).compress(body)
+        if len(packed) < len(body) * 9 // 10:
+            body, header["zstd"] = packed, True
+    return [msgpack.packb(header), body]
+
+
+def decode(frames: Sequence[bytes], allowed: Sequence[type[Any]] = ()) -> Message:
+    """The message in these frames, without topic. ``allowed``: types that may come here; none given: all.
+
+    Raises WireError.
+    """
+    if not 1 <= len(frames) <= 2:
+        raise WireError(f"{len(frames)} frames where one or two belong")
+    header = unpack_header(frames[0])
+    kind = TYPES.get(header["t"])
+    if kind is None or (allowed and kind not in allowed):
+        raise WireError(f"a message of type {header['t'][:40]!r} does not belong here")
+    values: dict[str, Any] = {}
+    body_field = ""
+    for f in fields(kind):
+        where = f"{kind.t}.{f.name}"
+        if "body" in f.metadata:
+            body_field = f.name
+        elif f.name not in header:
+            if f.default is MISSING and f.default_factory is MISSING:
+                raise WireError(f"{where} is missing")
+        else:
+            values[f.name] = _field(header[f.name], f, where)
+    if bool(body_field) != (len(frames) == 2):
+        raise WireError(f"{kind.t}: a body is {'missing' if body_field else 'not wanted'}")
+    if body_field:
+        if values.get("format", FORMAT) != FORMAT:
+            raise WireError(f"{kind.t}.format is {values['format']}, this build reads {FORMAT}")
+        body = inflate(frames[1], values.get("size", 0), values.get("zstd", False))
+        values[body_field] = (unpack_changes if kind is Update else unpack_rows)(body)
+    return cast(Message, kind(**values))
+
+
+def unpack_header(frame: bytes) -> dict[str, Any]:
+    """Raises WireError."""
+    limit = MAX_REPORT if len(frame) > MAX_HEADER else MAX_HEADER
+    if len(frame) > limit:
+        raise WireError(f"a header of {len(frame)} bytes; the limit is {limit}")
+    header = _unpack(frame, "header", 4 * MAX_ANSWERS)
+    if not isinstance(header, dict) or not isinstance(header.get("t"), str):
+        raise WireError("a header is a map with a type t")
+    if len(frame) > MAX_HEADER and header["t"] not in (Answers.t, Report.t):
+        raise WireError(f"a header of {len(frame)} bytes; the limit is {MAX_HEADER}")
+    return header
+
+
+# --- bodies ---
+
+
+def pack_body(value: Changes | Packed) -> bytes:
+    """``{table: [{key: row}, [key, …]]}`` for changes, ``{table: {key: row}}`` for a snapshot. Empty tables
+    are left out; tables come in the order of ``tables.NAMES``, keys in that of the mapping."""
+    out: dict[str, Any] = {}
+    for name in NAMES:
+        if isinstance(value, Changes):
+            puts, deletes = value.puts.get(name, {}), value.deletes.get(name, [])
+            if puts or deletes:
+                out[name] = [puts, deletes]
+        elif value.get(name):
+            out[name] = value[name]
+    return cast(bytes, msgpack.packb(out))
+
+
+def inflate(frame: bytes, size: int, compressed: bool) -> bytes:
+    """The body as it was packed, never more than ``size`` says. Raises WireError."""
+    if size > MAX_BODY:
+        raise WireError(f"a body of {size} bytes; the limit is {MAX_BODY}")
+    if compressed:
+        try:
+            # by the stream, as that stops where it is told to: a body that lies about its size costs nothing
+            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(frame) as reader:
+                frame = reader.read(size + 1)
+        except (zstandard.ZstdError, MemoryError) as e:
+            raise WireError(f"the body cannot be decompressed: {e}") from None
+    if len(frame) != size:
+        raise WireError(
+            f"the body has {'more' if len(frame) > size else 'fewer'} bytes than its size, {size}"
+        )
+    return frame
+
+
+def unpack_changes(body: bytes) -> Changes:
+    """Raises WireError."""
+    out = Changes()
+    for name, pair in _tables(body).items():
+        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[1], list):
+            raise WireError(f"body.{name} is not [puts, deletes]")
+        puts = _packed(pair[0], name)
+        for key in pair[1]:
+            _check_key(key, name)
+        if puts:
+            out.puts[name] = puts
+        if pair[1]:
+            out.deletes[name] = pair[1]
+    return out
+
+
+def unpack_rows(body: bytes) -> Packed:
+    """Raises WireError."""
+    return {name: _packed(rows, name) for name, rows in _tables(body).items()}
+
+
+def _tables(body: bytes) -> dict[str, Any]:
+    value = _unpack(body, "body", len(body))
+    if not isinstance(value, dict):
+        raise WireError("a body is a map of tables")
+    for name in value:
+        if name not in NAMES:
+            raise WireError(f"body: there is no table {str(name)[:40]!r}")
+    return value
+
+
+def _packed(rows: Any, table: str) -> dict[str, bytes]:
+    if not isinstance(rows, dict):
+        raise WireError(f"body.{table}: rows are a map")
+    for key, row in rows.items():
+        _check_key(key, table)
+        if type(row) is not bytes or len(row) > MAX_ROW:
+            raise WireError(f"body.{table}[{key[:40]}]: a row is at most {MAX_ROW} bytes of msgpack")
+    return rows
+
+
+def _check_key(key: Any, table: str) -> None:
+    if type(key) is not str or len(key) > MAX_KEY:
+        raise WireError(f"body.{table}: a key is a string of at most {MAX_KEY} characters")
+
+
+# --- checks ---
+
+
+def _unpack(frame: bytes, what: str, most: int) -> Any:
+    try:
+        return msgpack.unpackb(frame, max_map_len=most, max_array_len=most, strict_map_key=True)
+    except Exception as e:  # msgpack raises what it likes for hostile bytes
+        raise WireError(f"{what} is not msgpack: {type(e).__name__} {e}") from None
+
+
+def _field(value: Any, f: Any, where: str) -> Any:
+    if f.type == "Attributes":
+        return Attributes.from_wire(value)
+    if "each" in f.metadata:
+        if not isinstance(value, list) or len(value) > MAX_ANSWERS:
+            raise WireError(f"{where} is a list of at most {MAX_ANSWERS}")
+        return [f.metadata["each"].from_wire(item) for item in value]
+    if f.type == "list[Any]":
+        if not isinstance(value, list) or len(value) > MAX_ANSWERS:
+            raise WireError(f"{where} is a list of at most {MAX_ANSWERS}")
+        return value
+    _want(value, _KINDS[f.type], where)
+    if "hash" in f.name and len(value) not in (0, HASH_BYTES):
+        raise WireError(f"{where} has {HASH_BYTES} bytes")
+    return value
+
+
+def _want(value: Any, kind: type, where: str) -> None:
+    if type(value) is not kind:
+        raise WireError(f"{where} is not {kind.__name__}")
+    if isinstance(value, int) and not 0 <= value < 1 << 63:
+        raise WireError(f"{where} is out of range")
+    if kind is str and not _is_text(value):
+        raise WireError(f"{where} is longer than {MAX_TEXT} characters, or holds control characters")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT and (value.isprintable() or "\n" in value)
