@@ -10,7 +10,7 @@ from libc.stddef cimport size_t
 from fastproxy._plan cimport Plan, Cluster, Endpoint
 
 cdef enum:
-    LIVE_MAGIC = 0x66704c31         # "fpL1"
+    LIVE_MAGIC = 0x66704c32         # "fpL2"
 
 cdef enum Health:                   # bits of EndpointState.health; 0 is healthy
     HEALTH_FAILED = 1               # failed its health check
@@ -25,15 +25,29 @@ cdef struct LiveHeader:
     uint32_t log_strings            # 1: the access log is on, records carry strings
     uint32_t reserved[59]
 
-cdef struct ClusterState:           # 64 bytes; the breaker's words have their place here
-    uint32_t breaker
-    uint32_t order
-    uint64_t until_us
+cdef enum Breaker:                  # ClusterState.breaker
+    BREAKER_CLOSED = 0              # admits
+    BREAKER_OPEN = 1                # rejects
+    BREAKER_HALF_OPEN = 2           # admits a few probes
+
+cdef enum Order:                    # the low two bits of an order
+    ORDER_NONE = 0
+    ORDER_OPEN = 1                  # reject, whatever the breaker says
+    ORDER_CLOSED = 2                # admit, whatever the breaker says
+
+# An order is one word, until_us << 2 | Order, so that nobody sees half of one. until_us is CLOCK_MONOTONIC, which agent
+# and workers share: it lapses in the core, with nobody's help. Only the agent writes it.
+
+cdef struct ClusterState:           # 64 bytes
+    uint32_t breaker                # Breaker
+    uint32_t reserved_word
+    uint64_t order
     uint64_t reserved[6]
 
 cdef struct EndpointState:          # 16 bytes
     uint32_t health
-    uint32_t reserved[3]
+    uint32_t breaker                # Breaker
+    uint64_t order
 
 cdef struct Gauges:                 # 64 words; the names are Live.GAUGES, in this order
     uint64_t downstream_connections     # open now
@@ -66,7 +80,7 @@ cdef struct ClusterCount:
     uint32_t pick                       # round-robin position
     uint64_t requests
     uint64_t errors
-    uint64_t reserved
+    uint64_t rejected                   # not admitted: 503 UO
 
 cdef struct EndpointCount:
     uint32_t active                     # requests
@@ -90,6 +104,19 @@ cdef struct LiveView:
 cdef size_t live_bytes(uint32_t workers, uint32_t clusters, uint32_t endpoints) noexcept nogil
 cdef int live_open(LiveView *live, uint8_t *base, size_t size, uint32_t worker) noexcept nogil
 cdef uint32_t live_endpoint_active(const LiveView *live, uint32_t slot) noexcept nogil
-# The endpoint to ask, or NULL: none is healthy. `avoid` is one that was just tried, taken only when nothing else is.
-cdef const Endpoint *balance_pick(const Plan *plan, const Cluster *cluster, LiveView *live, uint32_t random,
-                                  const Endpoint *avoid) noexcept nogil
+# The endpoint to ask, or NULL: none is healthy and admitted. `avoid` is one that was just tried, taken only when
+# nothing else is. `now_us` is CLOCK_MONOTONIC, here as below.
+cdef const Endpoint *balance_pick(const Plan *plan, const Cluster *cluster, LiveView *live, uint64_t now_us,
+                                  uint32_t random, const Endpoint *avoid) noexcept nogil
+# Whether an endpoint would be picked, were it not for an order: then NULL above means 503 UO, not UH.
+cdef bint balance_held_back(const Plan *plan, const Cluster *cluster, const LiveView *live,
+                            uint64_t now_us) noexcept nogil
+
+cdef inline uint32_t order_now(uint64_t word, uint64_t now_us) noexcept nogil:
+    """Order that is in force."""
+    return <uint32_t>(word & 3) if word >> 2 > now_us else ORDER_NONE
+
+cdef inline bint breaker_admits(const LiveView *live, uint32_t slot, uint64_t now_us) noexcept nogil:
+    """Whether a request may go to that cluster."""
+    cdef uint64_t word = live.clusters[slot].order
+    return word == 0 or order_now(word, now_us) != ORDER_OPEN

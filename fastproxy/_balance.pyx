@@ -58,8 +58,30 @@ cdef inline const Endpoint *endpoint_at(const Plan *plan, const Cluster *c, uint
     return <const Endpoint *>(plan.base + c.endpoints) + schedule[i]
 
 
-cdef const Endpoint *balance_pick(const Plan *plan, const Cluster *cluster, LiveView *live, uint32_t random,
-                                  const Endpoint *avoid) noexcept nogil:
+cdef inline bint endpoint_admits(const EndpointState *state, uint64_t now_us) noexcept nogil:
+    """Healthy and not ordered open. An order to stay closed overrules ejection, never a failed health check."""
+    cdef uint32_t order
+    if (state.health | state.order) == 0:
+        return True
+    order = order_now(state.order, now_us)
+    if order == ORDER_OPEN:
+        return False
+    return (state.health & ~<uint32_t>HEALTH_EJECTED if order == ORDER_CLOSED else state.health) == 0
+
+
+cdef bint balance_held_back(const Plan *plan, const Cluster *cluster, const LiveView *live,
+                            uint64_t now_us) noexcept nogil:
+    cdef const EndpointState *state
+    cdef uint32_t i
+    for i in range(cluster.schedule_count):
+        state = &live.endpoints[endpoint_at(plan, cluster, i).slot]
+        if state.health == 0 and order_now(state.order, now_us) == ORDER_OPEN:
+            return True
+    return False
+
+
+cdef const Endpoint *balance_pick(const Plan *plan, const Cluster *cluster, LiveView *live, uint64_t now_us,
+                                  uint32_t random, const Endpoint *avoid) noexcept nogil:
     cdef uint32_t n = cluster.schedule_count
     cdef uint32_t first
     cdef uint32_t second
@@ -69,38 +91,48 @@ cdef const Endpoint *balance_pick(const Plan *plan, const Cluster *cluster, Live
         return NULL
     if n == 1:
         a = endpoint_at(plan, cluster, 0)
-        return a if live.endpoints[a.slot].health == 0 else NULL
+        return a if endpoint_admits(&live.endpoints[a.slot], now_us) else NULL
     if cluster.lb == LB_ROUND_ROBIN:
         first = live.cluster[cluster.slot].pick % n
         live.cluster[cluster.slot].pick += 1
-        return first_healthy(plan, cluster, live, first, avoid)
+        return first_healthy(plan, cluster, live, now_us, first, avoid)
     first = <uint32_t>((<uint64_t>(random & 0xFFFF) * n) >> 16)
-    a = first_healthy(plan, cluster, live, first, avoid)
+    a = first_healthy(plan, cluster, live, now_us, first, avoid)
     if a == NULL or cluster.lb == LB_RANDOM:
         return a
     # power of two choices: the second is another place of the schedule
     second = <uint32_t>((<uint64_t>(random >> 16) * (n - 1)) >> 16)
     if second >= first:
         second += 1
-    b = first_healthy(plan, cluster, live, second, avoid)
+    b = first_healthy(plan, cluster, live, now_us, second, avoid)
     if b == NULL or a.slot == b.slot:
         return a
     return b if live_endpoint_active(live, b.slot) < live_endpoint_active(live, a.slot) else a
 
 
-cdef const Endpoint *first_healthy(const Plan *plan, const Cluster *cluster, const LiveView *live, uint32_t start,
-                                   const Endpoint *avoid) noexcept nogil:
+cdef const Endpoint *first_healthy(const Plan *plan, const Cluster *cluster, const LiveView *live, uint64_t now_us,
+                                   uint32_t start, const Endpoint *avoid) noexcept nogil:
     """From place `start` on, once round. `avoid` is taken when nothing else is healthy."""
     cdef uint32_t i
     cdef const Endpoint *e
     cdef const Endpoint *last = NULL
     for i in range(cluster.schedule_count):
         e = endpoint_at(plan, cluster, (start + i) % cluster.schedule_count)
-        if live.endpoints[e.slot].health == 0:
+        if endpoint_admits(&live.endpoints[e.slot], now_us):
             if avoid == NULL or e.slot != avoid.slot:
                 return e
             last = e
     return last
+
+
+BREAKERS = ("CLOSED", "OPEN", "HALF_OPEN")
+ORDERS = ("none", "open", "closed")
+
+
+cdef uint64_t order_word(uint32_t order, uint64_t until_us) except? 0:
+    if order > ORDER_CLOSED or until_us >= <uint64_t>1 << 62:
+        raise ValueError(f"no order {order} until {until_us}")
+    return (until_us << 2 | order) if order else 0
 
 
 GAUGES = (
@@ -177,9 +209,9 @@ cdef class Live:
                 part[:] = blank[:len(part)]
 
     def cluster(self, uint32_t slot):
-        """Sums over all workers: active, requests, errors."""
+        """Sums over all workers: active, requests, errors, rejected (by the breaker); and the breaker's state."""
         cdef uint32_t i
-        cdef uint64_t active = 0, requests = 0, errors = 0
+        cdef uint64_t active = 0, requests = 0, errors = 0, rejected = 0
         if slot >= self.live.header.clusters:
             raise IndexError(f"no cluster slot {slot}")
         for i in range(self.live.header.workers):
@@ -187,7 +219,9 @@ cdef class Live:
             active += self.live.cluster[slot].active
             requests += self.live.cluster[slot].requests
             errors += self.live.cluster[slot].errors
-        return {"active": active, "requests": requests, "errors": errors}
+            rejected += self.live.cluster[slot].rejected
+        return {"active": active, "requests": requests, "errors": errors, "rejected": rejected,
+                "breaker": BREAKERS[self.live.clusters[slot].breaker % 3]}
 
     def endpoint(self, uint32_t slot):
         """Sums over all workers: active, connections, requests, errors; and the health bits."""
@@ -209,6 +243,19 @@ cdef class Live:
         if slot >= self.live.header.endpoints:
             raise IndexError(f"no endpoint slot {slot}")
         self.live.endpoints[slot].health = bits
+
+    def order_cluster(self, uint32_t slot, uint32_t order, uint64_t until_us):
+        """Force a cluster's breaker, see :data:`ORDERS`, until that moment of CLOCK_MONOTONIC, in microseconds. Obeyed
+        by the next admission of every worker."""
+        if slot >= self.live.header.clusters:
+            raise IndexError(f"no cluster slot {slot}")
+        self.live.clusters[slot].order = order_word(order, until_us)
+
+    def order_endpoint(self, uint32_t slot, uint32_t order, uint64_t until_us):
+        """The same for one endpoint."""
+        if slot >= self.live.header.endpoints:
+            raise IndexError(f"no endpoint slot {slot}")
+        self.live.endpoints[slot].order = order_word(order, until_us)
 
     def set_log_strings(self, bint on):
         """Whether records carry strings for the access log."""

@@ -1,7 +1,7 @@
 # cython: language_level=3
 """The forwarding loop: one knot of mutual recursion, in one unit, in the order in which it is best read."""
 
-from fastproxy._balance cimport Gauges, LiveView, balance_pick, live_open
+from fastproxy._balance cimport Gauges, LiveView, balance_held_back, balance_pick, breaker_admits, live_open
 from fastproxy._http1 cimport (BAD_HEAD_SIZE, BAD_LINE, BAD_PATH, BAD_STATUS, BAD_TARGET_SIZE, BAD_UPGRADE,
                                CHUNKED_DONE, FORM_ABSOLUTE, FORM_ASTERISK, FRAMING_CHUNKED, FRAMING_CLOSE,
                                FRAMING_LENGTH, HEAD_CONNECTION_CLOSE, HEAD_CONNECTION_KEEP_ALIVE,

@@ -52,6 +52,7 @@ class Kind(IntEnum):
     NO_CLUSTER = 49
     NO_HEALTHY = 50
     NOT_READY = 51
+    BREAKER_OPEN = 52
     # upstream
     CONNECT_FAILED = 64
     CONNECT_TIMEOUT = 65
@@ -128,6 +129,7 @@ TABLE: dict[Kind, Row] = {
     Kind.NO_CLUSTER: Row(503, "NC", "config", False, False, "no such cluster or subset"),
     Kind.NO_HEALTHY: Row(503, "UH", "upstream", False, False, "no healthy upstream"),
     Kind.NOT_READY: Row(503, "NR", "proxy", False, False, "no configuration yet"),
+    Kind.BREAKER_OPEN: Row(503, "UO", "upstream", False, False, "circuit breaker is open"),
     Kind.CONNECT_FAILED: Row(503, "UF", "upstream", True, True, "upstream connect failed"),
     Kind.CONNECT_TIMEOUT: Row(503, "UF", "upstream", True, True, "upstream connect timed out"),
     Kind.UPSTREAM_RESET: Row(

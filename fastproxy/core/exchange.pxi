@@ -174,12 +174,20 @@ cdef void exchange_forward(Worker *w, Exchange *ex, const Routing *r, const uint
         exchange_fail(w, ex, KIND_NO_CLUSTER, 0)
         return
     ex.cluster = plan_cluster(ex.plan, ex.destination.cluster)
-    ex.endpoint = balance_pick(ex.plan, ex.cluster, &w.live, <uint32_t>(random_next(w) >> 32), NULL)
-    if ex.endpoint == NULL:
-        exchange_fail(w, ex, KIND_NO_HEALTHY, 0)
+    if not holds(w, ex.cluster.slot < w.live.header.clusters, b"cluster slots of the plan are slots of live memory"):
+        exchange_fail(w, ex, KIND_INTERNAL, 0)
         return
-    if not holds(w, ex.cluster.slot < w.live.header.clusters and ex.endpoint.slot < w.live.header.endpoints,
-                 b"slots of the plan are slots of live memory"):
+    if unlikely(not breaker_admits(&w.live, ex.cluster.slot, w.now_us)):
+        exchange_rejected(w, ex)
+        return
+    ex.endpoint = balance_pick(ex.plan, ex.cluster, &w.live, w.now_us, <uint32_t>(random_next(w) >> 32), NULL)
+    if ex.endpoint == NULL:
+        if balance_held_back(ex.plan, ex.cluster, &w.live, w.now_us):
+            exchange_rejected(w, ex)
+        else:
+            exchange_fail(w, ex, KIND_NO_HEALTHY, 0)
+        return
+    if not holds(w, ex.endpoint.slot < w.live.header.endpoints, b"endpoint slots of the plan are slots of live memory"):
         exchange_fail(w, ex, KIND_INTERNAL, 0)
         return
     # path and query stand together in the request; only a path that changed is put together anew
@@ -223,6 +231,11 @@ cdef void exchange_forward(Worker *w, Exchange *ex, const Routing *r, const uint
     exchange_count(w, ex)
     exchange_connect(w, ex, False)
 
+cdef void exchange_rejected(Worker *w, Exchange *ex) noexcept nogil:
+    """The breaker does not admit it: answered here, nothing goes upstream."""
+    w.live.cluster[ex.cluster.slot].rejected += 1
+    exchange_fail(w, ex, KIND_BREAKER_OPEN, 0)
+
 cdef inline void exchange_count(Worker *w, Exchange *ex) noexcept nogil:
     ex.flags |= EX_COUNTED
     w.live.cluster[ex.cluster.slot].active += 1
@@ -253,7 +266,7 @@ cdef void exchange_connect_failed(Worker *w, Exchange *ex, uint8_t kind) noexcep
     """Nothing reached an application, so another endpoint may be asked: as many as Istio's default of two retries."""
     cdef const Endpoint *other
     if w.errors[kind].status and kind != KIND_OVERLOAD and ex.attempts < 3:
-        other = balance_pick(ex.plan, ex.cluster, &w.live, <uint32_t>(random_next(w) >> 32), ex.endpoint)
+        other = balance_pick(ex.plan, ex.cluster, &w.live, w.now_us, <uint32_t>(random_next(w) >> 32), ex.endpoint)
         if other != NULL and other.slot != ex.endpoint.slot:
             up_drop(w, ex)
             w.live.endpoint[ex.endpoint.slot].active -= 1

@@ -13,6 +13,7 @@ cdef enum:                          # numbers of fastproxy.errors.Kind; the pars
     KIND_NO_CLUSTER = 49
     KIND_NO_HEALTHY = 50
     KIND_NOT_READY = 51
+    KIND_BREAKER_OPEN = 52
     KIND_CONNECT_FAILED = 64
     KIND_CONNECT_TIMEOUT = 65
     KIND_UPSTREAM_RESET = 66
