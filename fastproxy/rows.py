@@ -4,6 +4,11 @@ same.
 A row is the msgpack of one value of :mod:`fastproxy.tables`, packed once, by the publisher; everybody else
 moves, compares and hashes these bytes and unpacks them only to use them.
 
+A row is what changes alone: of the table ``endpoints`` that is one endpoint, ``<host>|<port>
+<address>:<port>``, not the list of all that serve a port. So one endpoint among a thousand costs one row. An
+address that is listed twice has ``#2`` behind it; a service without endpoints has no row. Unpacked, endpoints
+are in the order of their keys.
+
 The hash of the tables is a sum: every row gives a number of 1024 bits (SHAKE128 of table, key and bytes), the
 sum of all numbers modulo 2**1024 is hashed with SHA-256. So it says nothing about order or history, and a
 change of one row among ten thousand costs one row. A sum of 1024 bits withstands Wagner's attack with about
@@ -22,6 +27,7 @@ import msgpack
 
 from fastproxy.tables import FORMAT, NAMES, Tables
 
+ENDPOINTS = "endpoints"  # the table that is parted
 MODULUS_BITS = 1024
 HASH_BYTES = 32
 _MASK = (1 << MODULUS_BITS) - 1
@@ -134,7 +140,8 @@ class Rows:
         """The tables. Raises ValueError where a row is no msgpack."""
         out: dict[str, Any] = {"format": FORMAT}
         for name, rows in self.tables.items():
-            out[name] = {key: unpack_row(name, key, row) for key, row in sorted(rows.items())}
+            values = {key: unpack_row(name, key, row) for key, row in sorted(rows.items())}
+            out[name] = _grouped(values) if name == ENDPOINTS else values
         return cast(Tables, out)
 
     def _table(self, name: str) -> dict[str, bytes]:
@@ -168,6 +175,8 @@ def changes_between(old: Rows, new: Tables) -> Changes:
     for name in NAMES:
         before = old.tables[name]
         after: Mapping[str, Any] = new[name]  # type: ignore[literal-required]
+        if name == ENDPOINTS:
+            after = _parted(after)
         puts = {}
         for key, value in after.items():
             row = pack_row(value)
@@ -197,15 +206,43 @@ def merged(rows: Rows, touched: Mapping[tuple[str, str], bool]) -> Changes:
 
 
 def patched(tables: Tables, changes: Changes) -> Tables:
-    """New tables with these changes; what did not change is shared. Raises ValueError where a row is no
-    msgpack."""
+    """New tables with these changes; what did not change is shared.
+
+    Raises ValueError where a row is no msgpack.
+    """
     out: dict[str, Any] = dict(tables)
     for name in {*changes.puts, *changes.deletes}:
-        out[name] = dict(out[name])
-    for name, puts in changes.puts.items():
-        for key, row in puts.items():
-            out[name][key] = unpack_row(name, key, row)
-    for name, keys in changes.deletes.items():
-        for key in keys:
-            out[name].pop(key, None)
+        puts = {key: unpack_row(name, key, row) for key, row in changes.puts.get(name, {}).items()}
+        deletes = changes.deletes.get(name, [])
+        rows = out[name] = dict(out[name])
+        if name == ENDPOINTS:
+            touched = {key.partition(" ")[0] for key in (*puts, *deletes)}
+            rows = _parted({key: rows.pop(key, []) for key in touched})
+        rows.update(puts)
+        for key in deletes:
+            rows.pop(key, None)
+        if name == ENDPOINTS:
+            out[name].update(_grouped(dict(sorted(rows.items()))))
     return cast(Tables, out)
+
+
+def _parted(endpoints: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """The table ``endpoints`` by endpoint."""
+    out: dict[str, Any] = {}
+    for key, some in endpoints.items():
+        for endpoint in some:
+            whole = name = f"{key} {endpoint['address']}:{endpoint['port']}"
+            again = 1
+            while name in out:
+                again += 1
+                name = f"{whole}#{again}"
+            out[name] = endpoint
+    return out
+
+
+def _grouped(rows: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The inverse; the order is that of ``rows``."""
+    out: dict[str, list[Any]] = {}
+    for key, endpoint in rows.items():
+        out.setdefault(key.partition(" ")[0], []).append(endpoint)
+    return out

@@ -5,7 +5,7 @@ Five tables, each a mapping from key to row, so that a version can be sent as pu
 listeners  name -> Listener     a Gateway server's ``bind:port``, ``unix:///path`` or ``mesh``
 routes     "<listener> <host>" -> VirtualHost     host: ``reviews``, ``*.example.com`` or ``*``, lower case
 clusters   "outbound|<port>|<subset>|<host>" -> Cluster     Envoy's form of the name; subset may be empty
-endpoints  "<host>|<port>" -> list of Endpoint
+endpoints  "<host>|<port>" -> list of Endpoint     a service without any may be missing
 breakers   cluster key -> row   (empty until the policies bring it)
 
 Routes of ``mesh`` are there even when no listener of that name is (``explain`` asks for them).

@@ -28,11 +28,6 @@ def check_shape(data: object) -> Tables:
     for key in tables["listeners"]:
         if not 0 < len(key.encode()) <= MAX_NAME:
             raise ShapeError(f"listeners[{_shown(key)}]: a name has 1 to {MAX_NAME} bytes")
-    for key, cluster in tables["clusters"].items():
-        if cluster["endpoints"] not in tables["endpoints"]:
-            raise ShapeError(
-                f"clusters[{key}].endpoints: {cluster['endpoints']!r} is not in the table endpoints"
-            )
     for key, virtual_host in tables["routes"].items():
         for number, route in enumerate(virtual_host["routes"]):
             actions = [a for a in ("destinations", "redirect", "direct") if a in route]
