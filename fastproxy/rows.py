@@ -231,7 +231,10 @@ def _parted(endpoints: Mapping[str, list[Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, some in endpoints.items():
         for endpoint in some:
-            whole = name = f"{key} {endpoint['address']}:{endpoint['port']}"
+            try:
+                whole = name = f"{key} {endpoint['address']}:{endpoint['port']}"
+            except (TypeError, KeyError):  # from a row that was never checked
+                raise ValueError(f"endpoints[{key}]: one of these is no endpoint") from None
             again = 1
             while name in out:
                 again += 1

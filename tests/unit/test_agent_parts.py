@@ -127,7 +127,6 @@ CLUSTER = "outbound|2||upstream"
         (["listeners", "mesh", "port"], "80", "is not a int"),
         (["listeners", "mesh", "protocol"], "TCP", "is not one of HTTP"),
         (["listeners", "mesh", "extra"], 1, "unknown field 'extra'"),
-        (["clusters", CLUSTER, "endpoints"], "nowhere", "is not in the table endpoints"),
         (["routes", "mesh *", "routes"], [{"name": "x"}], "matches is missing"),
         (["routes", "mesh *", "routes"], [{"name": "x", "matches": []}], "needs one action"),
         (["routes", "mesh *", "source"], ["a\r\nb"], "line break"),
