@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, cast
 from fastproxy.oneline import add_mesh, add_upstream
 from fastproxy.resources.clusters import Rules, add_clusters, cluster_key
 from fastproxy.resources.documents import Document, Identity, Row
+from fastproxy.resources.exports import visible
 from fastproxy.resources.hosts import covering, covers
 from fastproxy.resources.listeners import Opening, address_key, openings
 from fastproxy.resources.load import reread
@@ -30,20 +31,25 @@ def settle(
     previous: Iterable[Row] = (),
     *,
     labels: Mapping[str, str] | None = None,
+    namespace: str | None = None,
     listen: str = "",
     to: Sequence[str] = (),
+    mesh: bool = True,
 ) -> tuple[Tables, list[Document], list[Problem]]:
     """Tables of the documents that agree with each other, those documents, and what was wrong with the rest.
 
     A document that does not fit its neighbours is replaced by its last good version from ``previous``, once,
-    and left out after that. Raises ValueError when ``listen`` or ``to`` is not an address.
+    and left out after that. ``namespace``: of the proxy; what is not exported to it is not compiled, yet kept
+    among the documents. None: all is compiled. ``mesh``: whether there are routes of the mesh. Raises
+    ValueError when ``listen`` or ``to`` is not an address.
     """
     last = {row.identity: row for row in previous}
     chosen = {d.identity: d for d in documents}
     told: dict[Identity, None] = {}
     problems: list[Problem] = []
     while True:
-        tables, wrong = _compile(list(chosen.values()), labels or {}, listen, to)
+        seen = [d for d in chosen.values() if namespace is None or visible(d, namespace)]
+        tables, wrong = _compile(seen, labels or {}, listen, to, mesh)
         if not wrong:
             return tables, list(chosen.values()), problems
         for identity in dict.fromkeys(p.identity for p in wrong):
@@ -62,16 +68,17 @@ def compile_tables(
     documents: Sequence[Document],
     *,
     labels: Mapping[str, str] | None = None,
+    namespace: str | None = None,
     listen: str = "",
     to: Sequence[str] = (),
 ) -> tuple[Tables, list[Problem]]:
     """Tables of the good documents, and the problems of those left out. Raises as :func:`settle` does."""
-    tables, _, problems = settle(documents, labels=labels, listen=listen, to=to)
+    tables, _, problems = settle(documents, labels=labels, namespace=namespace, listen=listen, to=to)
     return tables, problems
 
 
 def _compile(
-    documents: list[Document], labels: Mapping[str, str], listen: str, to: Sequence[str]
+    documents: list[Document], labels: Mapping[str, str], listen: str, to: Sequence[str], mesh: bool
 ) -> tuple[Tables, list[Problem]]:
     problems: list[Problem] = []
     tables = empty()
@@ -87,8 +94,9 @@ def _compile(
             continue
         tables["listeners"][opening.key] = opening.row
         _add_hosts(tables, opening.key, _gateway_shares(opening, services, registry, problems))
-    _add_hosts(tables, MESH, _mesh_shares(services, registry, problems))
-    _add_defaults(tables, services, registry)
+    if mesh:
+        _add_hosts(tables, MESH, _mesh_shares(services, registry, problems))
+        _add_defaults(tables, services, registry)
     add_upstream(tables, to)
     rows = cast(dict[str, Any], tables)
     for name in NAMES:

@@ -19,6 +19,7 @@ from fastproxy.resources.problem import printable
 MAX_PATTERN = 1024  # characters of a regular expression
 MAX_TIME = 2**31 - 1  # milliseconds, 24 days
 MAX_BODY = 1024 * 1024  # bytes of a direct response, Istio's limit
+EXPORTS = ("*", ".", "~")
 
 _HOST = re.compile(r"(?:\*\.)?(?!-)[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*\.?\Z")
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\Z")
@@ -99,6 +100,22 @@ def _server_host(value: str) -> str:
     if slash and space not in ("*", "."):
         _name(space)
     return f"{space}{slash}{_host(host)}"
+
+
+def _export(value: str) -> str:
+    if value not in EXPORTS and not _NAME.match(value):
+        fail(f"{shorten(value)} is not '*' (all), '.' (its own), '~' (none) or the name of a namespace")
+    return value
+
+
+def _exports(value: list[str]) -> list[str]:
+    for i, name in enumerate(value):
+        if name in value[:i]:
+            fail(f"{name} is given twice", i)
+        if name in ("*", "~") and len(value) > 1:
+            what = "all namespaces" if name == "*" else "none"
+            fail(f"{name} means {what}: nothing stands beside it", i)
+    return value
 
 
 def _label(value: str) -> str:
@@ -219,6 +236,7 @@ Host = Annotated[str, AfterValidator(_host)]
 Name = Annotated[str, AfterValidator(_name)]
 GatewayName = Annotated[str, AfterValidator(_gateway_name)]
 ServerHost = Annotated[str, AfterValidator(_server_host)]
+ExportTo = Annotated[list[Annotated[str, AfterValidator(_export)]], AfterValidator(_exports)]
 Label = Annotated[str, AfterValidator(_label)]
 Labels = dict[Label, Label]
 HeaderName = Annotated[str, AfterValidator(_header_name)]

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from fastproxy.resources.fields import (
     Address,
     Bind,
+    ExportTo,
     Host,
     Label,
     Labels,
@@ -150,7 +151,7 @@ class ServiceEntrySpec(Model):
     resolution: Annotated[str, AfterValidator(_resolution)] = "NONE"
     endpoints: list[WorkloadEntrySpec] = []
     workloadSelector: Selector | None = None
-    exportTo: list[Literal["*"]] = []
+    exportTo: ExportTo = []
 
     @model_validator(mode="after")
     def _sense(self) -> ServiceEntrySpec:
@@ -257,7 +258,7 @@ class DestinationRuleSpec(Model):
     host: Host
     trafficPolicy: TrafficPolicy | None = None
     subsets: list[Subset] = []
-    exportTo: list[Literal["*"]] = []
+    exportTo: ExportTo = []
 
     @model_validator(mode="after")
     def _once(self) -> DestinationRuleSpec:

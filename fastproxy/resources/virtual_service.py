@@ -13,6 +13,7 @@ from fastproxy.resources.fields import (
     RESERVED,
     Authority,
     Base64,
+    ExportTo,
     GatewayName,
     HeaderName,
     HeaderValue,
@@ -298,7 +299,7 @@ class VirtualServiceSpec(Model):
     hosts: Annotated[list[Host], Field(min_length=1)]
     gateways: Annotated[list[GatewayName], Field(min_length=1)] | None = None
     http: Annotated[list[HTTPRoute], Field(min_length=1)]
-    exportTo: list[Literal["*"]] = []
+    exportTo: ExportTo = []
 
 
 class VirtualService(Model):
