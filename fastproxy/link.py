@@ -1,0 +1,365 @@
+"""The subscriber's sockets: they carry messages to :class:`fastproxy.sync.Sync`, and its actions out.
+
+For every publisher there is a SUB socket and, once it has announced its ports, a DEALER for the snapshot lane
+and one for the answer lane. What is to be applied goes to the :class:`Applier`, batch after batch, in order;
+while it works, messages go on being read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from fastproxy.rows import Rows
+from fastproxy.sockets import Readable, check_address, lane_address, loopback, make_context, open_socket
+from fastproxy.sync import Action, Apply, Done, Drop, Flip, Prepare, Say, Send, Settle, Sync, Tell
+from fastproxy.wire import (
+    MAX_BODY,
+    Announce,
+    Answers,
+    Ask,
+    Attributes,
+    Heartbeat,
+    Refused,
+    Report,
+    Snapshot,
+    Update,
+    WireError,
+    decode,
+    encode,
+    probe_topic,
+    view_topic,
+)
+
+if TYPE_CHECKING:
+    from fastproxy.keys import Curve
+
+PROBE_AGAIN = 5.0  # seconds without a word until a publisher is asked anew who it is
+ON_PUBLISH = (Announce, Heartbeat, Update)
+ON_SNAPSHOT = (Heartbeat, Update, Snapshot, Refused)
+ON_ANSWER = (Refused,)
+_WATCHED = (
+    zmq.EVENT_CLOSED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_SUCCEEDED
+)
+_REFUSALS = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH: "refused: this node's key is not on the allow list",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "refused: its key is another than the one in our key file, "
+    "or it cannot ask its allow list",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "refused: one side uses CURVE keys and the other does not, "
+    "or it is no publisher at all",
+}
+
+ApplierAction = Apply | Prepare | Flip | Settle | Drop
+
+
+class Applier(Protocol):
+    """Who serves the tables."""
+
+    async def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:
+        """Do these, in order; the same in fewer steps will do. How each went, beside the type of the action.
+
+        ``rows`` change while this awaits: read them before. They may already be newer than the actions say,
+        never older. An exception means that all of them failed.
+        """
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """Fields of :class:`fastproxy.wire.Report` that only it knows."""
+        ...
+
+
+class Link:
+    """See the module. Raises ValueError for an address that cannot be, or that needs keys."""
+
+    def __init__(
+        self,
+        node: str,
+        attributes: Attributes,
+        addresses: Sequence[str],
+        applier: Applier,
+        *,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        curve: Curve | None = None,
+        rng: random.Random | None = None,
+        release: str = "",
+        say: Callable[[Say], None] | None = None,
+    ) -> None:
+        if not addresses:
+            raise ValueError("no address of a publisher")
+        for address in map(check_address, addresses):
+            if curve is None and not loopback(address):
+                raise ValueError(f"{address} is not on this machine: a key file is needed to connect there")
+        self.sync = Sync(node, attributes, addresses, time.monotonic(), rng)
+        self.clock_offset_ms = 0  # the publisher's clock minus ours, from heartbeats
+        self.release = release
+        self._applier = applier
+        self._curve = curve
+        self._say = say or (lambda _: None)
+        self._random = rng or random.Random()
+        self._own_context = context is None
+        self._context = context
+        self._ends: list[_End] = []
+        self._waiting: list[ApplierAction] = []
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop
+
+    def restore(self, epoch: int, version: int, rows: Rows) -> None:
+        """Begin with what was kept from before; to be called before :meth:`run`."""
+        self._do(self.sync.restore(epoch, version, rows))
+
+    async def run(self) -> None:
+        """Until it is cancelled. Then every socket is closed."""
+        self._loop = asyncio.get_running_loop()
+        self._context = self._context or make_context()
+        try:
+            self._ends = [_End(self, i, peer.address) for i, peer in enumerate(self.sync.peers)]
+            self._tick()
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._apply()
+        finally:
+            if self._timer:
+                self._timer.cancel()
+            for end in self._ends:
+                end.close()
+            if self._own_context:
+                self._context.term()
+
+    async def _apply(self) -> None:
+        batch, self._waiting = self._waiting, []
+        # all rows anew: what came before it no longer matters
+        whole = [i for i, action in enumerate(batch) if isinstance(action, Apply) and action.changes is None]
+        batch = batch[whole[-1] :] if whole else batch
+        if not batch:
+            return
+        try:
+            results = await self._applier.carry_out(batch, self.sync.rows)
+        except Exception as e:  # whatever it is, traffic goes on with what serves now
+            why = f"{type(e).__name__}: {e}"
+            self._say(Say(f"version {batch[-1].version} could not be applied: {why}"))
+            results = [(type(a), Done(a.version, getattr(a, "hash", b""), error=why)) for a in batch]
+        for kind, done in results:
+            self._do(self.sync.on_prepared(done) if kind is Prepare else self.sync.on_applied(done))
+
+    # --- actions ---
+
+    def _do(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            if isinstance(action, Send):
+                self._ends[action.peer].send(action.message)
+            elif isinstance(action, Tell):
+                for end in self._ends if action.peer < 0 else [self._ends[action.peer]]:
+                    end.report_soon()
+            elif isinstance(action, Say):
+                self._say(action)
+            else:
+                self._waiting.append(action)
+                self._wake.set()
+
+    def _heard(self, peer: int, frames: Sequence[bytes], allowed: Sequence[type[Any]]) -> None:
+        now = self._loop.time()
+        try:
+            message = decode(frames, allowed)
+        except WireError as e:
+            self._do(self.sync.on_garbage(peer, str(e), now))
+            return
+        end = self._ends[peer]
+        if isinstance(message, Announce):
+            end.announced(message)
+        elif isinstance(message, Heartbeat):
+            if message.now_ms:
+                self.clock_offset_ms = message.now_ms - time.time_ns() // 1_000_000
+            end.report_every(message.report_ms)
+        self._do(self.sync.on_message(peer, message, now))
+        self._plan(now)
+
+    def _plan(self, now: float) -> None:
+        """See that there is a tick in time."""
+        due = self.sync.next_tick(now)
+        if self._timer is None or due < self._timer.when() - 0.001:
+            if self._timer:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        self._do(self.sync.tick(now))
+        for end, peer in zip(self._ends, self.sync.peers, strict=True):
+            end.tick(now, max(peer.heard, end.probed))
+        self._plan(now)
+
+    def _report(self) -> list[bytes]:
+        sync = self.sync
+        try:
+            known = self._applier.report()
+        except Exception as e:  # a report without it is better than none
+            known = {}
+            self._say(Say(f"the report lacks what workers know: {type(e).__name__}: {e}"))
+        return encode(
+            Report(
+                node=sync.node,
+                attributes=sync.attributes,
+                state=sync.state.value,
+                epoch=sync.epoch,
+                version=sync.version,
+                hash=sync.hash,
+                serving=sync.serving,
+                error=sync.error[:2000],
+                release=self.release,
+                **known,
+            )
+        )
+
+
+class _End:
+    """Our sockets to one publisher."""
+
+    def __init__(self, link: Link, peer: int, address: str) -> None:
+        assert link._context is not None
+        self.link = link
+        self.peer = peer
+        self.address = address
+        self.probed = link._loop.time()
+        self.ports = (0, 0)
+        self.asks: Readable | None = None
+        self.answers: Readable | None = None
+        self.report_ms = 0
+        self.reporter: asyncio.TimerHandle | asyncio.Handle | None = None
+        self.well = False  # the connection stands
+        self.nonce = b""
+        subscriber = self.open(zmq.SUB, 1000)
+        monitor = subscriber.get_monitor_socket(_WATCHED)
+        self.monitor = Readable(link._loop, monitor, self.on_event)
+        self.publish = Readable(link._loop, subscriber, self.on_publish)
+        subscriber.setsockopt(zmq.SUBSCRIBE, view_topic(link.sync.attributes.view))
+        subscriber.connect(address)
+
+    def open(self, kind: int, queue: int) -> zmq.Socket[bytes]:
+        assert self.link._context is not None
+        return open_socket(
+            self.link._context, kind, curve=self.link._curve, max_message=MAX_BODY, queue=queue
+        )
+
+    def close(self) -> None:
+        if self.reporter:
+            self.reporter.cancel()
+        with contextlib.suppress(zmq.ZMQError):
+            self.publish.socket.disable_monitor()
+        for readable in (self.monitor, self.publish, self.asks, self.answers):
+            if readable:
+                readable.close()
+
+    # --- in ---
+
+    def on_publish(self, frames: list[bytes]) -> None:
+        self.link._heard(self.peer, frames[1:], ON_PUBLISH)
+
+    def on_snapshot(self, frames: list[bytes]) -> None:
+        self.link._heard(self.peer, frames, ON_SNAPSHOT)
+
+    def on_answer(self, frames: list[bytes]) -> None:
+        self.link._heard(self.peer, frames, ON_ANSWER)
+
+    def on_event(self, frames: list[bytes]) -> None:
+        event = zmq.Event(parse_monitor_message(frames)["event"])
+        if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+            self.well = True
+            self.probe()
+            return
+        why = _REFUSALS.get(event, "")
+        if event == zmq.EVENT_DISCONNECTED:
+            why = "has closed the connection" if self.well else ""
+            self.well = False
+        elif event == zmq.EVENT_CLOSED:
+            why = "cannot be reached"
+        if why:
+            self.link._do(self.link.sync.on_unreachable(self.peer, why))
+
+    def announced(self, message: Announce) -> None:
+        """Its ports may be others than before: it was started anew."""
+        self.forget_probe()
+        ports = (message.snapshot_port, message.answer_port)
+        if ports != self.ports or self.asks is None or self.answers is None:
+            for lane in (self.asks, self.answers):
+                if lane:
+                    lane.close()
+            self.ports = ports
+            self.asks = self.dealer(ports[0], 8, self.on_snapshot)
+            self.answers = self.dealer(ports[1], 256, self.on_answer)
+        self.report_every(message.report_ms)
+
+    def dealer(self, port: int, queue: int, on_frames: Callable[[list[bytes]], None]) -> Readable:
+        socket = self.open(zmq.DEALER, queue)
+        socket.connect(lane_address(self.address, port))
+        return Readable(self.link._loop, socket, on_frames)
+
+    # --- out ---
+
+    def probe(self) -> None:
+        """Ask who it is: it announces itself to whom it sees subscribe here.
+
+        Each connection has a probe of its own, made when it stands: ZeroMQ repeats the subscriptions of one
+        that was lost in the order of their bytes, a new one comes behind them.
+        """
+        self.forget_probe()
+        self.nonce = os.urandom(16)
+        self.publish.socket.setsockopt(zmq.SUBSCRIBE, probe_topic(self.nonce))
+        self.probed = self.link._loop.time()
+        self.publish.look_again()
+
+    def forget_probe(self) -> None:
+        if self.nonce:
+            self.publish.socket.setsockopt(zmq.UNSUBSCRIBE, probe_topic(self.nonce))
+            self.publish.look_again()
+        self.nonce = b""
+
+    def send(self, message: Ask | Answers) -> None:
+        """What finds its queue full is dropped: asks are repeated, and reports say what answers said."""
+        lane = self.asks if isinstance(message, Ask) else self.answers
+        if lane:
+            lane.send(encode(message))
+
+    def report_every(self, milliseconds: int) -> None:
+        if milliseconds and milliseconds != self.report_ms:
+            self.report_ms = milliseconds
+            self.report_in(self.interval())
+
+    def report_soon(self) -> None:
+        """Once for all that happens in this turn."""
+        if self.reporter:
+            self.reporter.cancel()
+        self.reporter = self.link._loop.call_soon(self.report)
+
+    def report_in(self, seconds: float) -> None:
+        if self.reporter:
+            self.reporter.cancel()
+        self.reporter = self.link._loop.call_later(seconds, self.report)
+
+    def report(self) -> None:
+        self.reporter = None
+        if self.answers:
+            self.answers.send(self.link._report())
+            self.report_in(self.interval())
+
+    def interval(self) -> float:
+        return max(self.report_ms, 100) / 1000 * (0.9 + 0.2 * self.link._random.random())
+
+    def tick(self, now: float, heard: float) -> None:
+        if now - heard > PROBE_AGAIN:
+            self.probe()
