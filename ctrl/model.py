@@ -19,6 +19,11 @@ class Conflict(StoreError):
     """Somebody else has written since the draft was made: make it again on the new head."""
 
 
+class Unsure(StoreError):
+    """The store stopped answering after the change was sent: it is there whole, or not at all. Look at the
+    head when the store answers again."""
+
+
 class Compacted(StoreError):
     """That version is older than the history that is kept."""
 
@@ -28,7 +33,8 @@ class Resource:
     """One document as it was applied. ``file`` and ``line``: where its author had it, for messages.
 
     created: version that brought it first and its place in that version: documents are compiled in this
-    order. version: of its last change.
+    order. (0, 0) in a change: the store gives it; else it is restored, so that a rollback gives the old order
+    back. version: of its last change.
     """
 
     kind: str
@@ -123,16 +129,23 @@ class Contents:
     def after(self, version: int, changes: Iterable[Change]) -> Contents:
         """The contents of ``version``, made from these by these changes."""
         resources = dict(self.resources)
+        restored = False
         for place, change in enumerate(changes):
             new, old = change.resource, resources.get(change.identity)
             if new is None:
                 resources.pop(change.identity, None)
             else:
                 created = old.created if old else (version, place)
+                if new.created not in ((0, 0), created):
+                    created, restored = new.created, True
                 resources[change.identity] = Resource(
                     *new.identity, new.text, new.file, new.line, created, version
                 )
-        return Contents(version, resources)
+        return Contents(version, resources).ordered() if restored else Contents(version, resources)
+
+    def ordered(self) -> Contents:
+        """The same, by their places of creation."""
+        return Contents(self.version, dict(sorted(self.resources.items(), key=lambda item: item[1].created)))
 
     def to(self, other: Contents) -> tuple[Change, ...]:
         """The changes that turn these into ``other``: what rollback and diff are made of."""
@@ -140,7 +153,9 @@ class Contents:
         puts = [
             Change(i, r)
             for i, r in other.resources.items()
-            if i not in self.resources or self.resources[i].text != r.text
+            if (old := self.resources.get(i)) is None
+            or old.text != r.text
+            or r.created not in ((0, 0), old.created)
         ]
         return (*gone, *puts)
 

@@ -18,7 +18,8 @@ class Store(Protocol):
     Conflict tells the others. A change is there whole or not at all, and once it is returned it is never
     lost.
 
-    Every method raises StoreError when the store cannot be reached or written, with what to do about it.
+    Every method raises StoreError when the store cannot be reached or written, with what to do about it; then
+    nothing was changed, but for Unsure (etcd): whole or not at all.
     """
 
     url: str
@@ -31,7 +32,8 @@ class Store(Protocol):
     async def head(self) -> Head: ...
 
     async def contents(self, version: int | None = None) -> Contents:
-        """Of the head, or of an older version. Compacted: its history is no longer kept."""
+        """Of the head, or of an older version; of 0 they are empty. KeyError: there never was one, or it was
+        aborted. Compacted: its history is no longer kept."""
         ...
 
     async def commit(self, expect: int, draft: Draft) -> Entry:
@@ -68,8 +70,8 @@ class Store(Protocol):
         ...
 
     def watch(self) -> AsyncIterator[None]:
-        """Yields when head or candidate may have changed, by whomever. Raises StoreError when the link is
-        lost."""
+        """Yields at once, and whenever head or candidate may have changed, by whomever. Ends when the store
+        is closed; raises StoreError when the link is lost: begin anew then, nothing is missed."""
         ...
 
     async def compact(self, keep: int) -> int:
@@ -77,8 +79,8 @@ class Store(Protocol):
         ...
 
     async def new_epoch(self) -> Head:
-        """Raise the epoch, after a store was restored from a backup: proxies then take older versions
-        again."""
+        """Raise the epoch, after a store was restored from a backup: proxies then take older versions again.
+        A candidate that is open is voided: who drove it belongs to the time before."""
         ...
 
 
