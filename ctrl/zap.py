@@ -35,7 +35,8 @@ ON_NODE_SOCKETS = (NODE, RELAY)
 LOOK = 1.0  # seconds between two looks at the file when nothing happens
 LOOK_FOR_MESSAGES = 0.1  # and at least, when messages come
 REBIND = 0.01  # seconds between two tries
-LINES_A_MINUTE = 30  # of the log, for refusals
+LINES_A_MINUTE = 30  # of the log, for refusals; the same one is written once in that time
+MAX_SAID = 1000  # refusals that are remembered for it
 
 OnRefused = Callable[[str, str, str], None]  # address, key or name, why
 
@@ -82,6 +83,7 @@ class Authority:
         self._lines = float(LINES_A_MINUTE)
         self._lines_at = time.monotonic()
         self._unsaid = 0
+        self._said: dict[tuple[str, str, str], float] = {}
         self._zap: Readable | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._doors: list[_Door] = []
@@ -139,18 +141,31 @@ class Authority:
     def refuse(self, address: str, who: str, why: str) -> None:
         """Count and tell a refusal; the publisher's own ones come here too."""
         self.refused += 1
+        address = address.removeprefix("::ffff:")
+        self._write(address, who, why)
+        if self.on_refused:
+            self.on_refused(address, who, why)
+
+    def _write(self, address: str, who: str, why: str) -> None:
         now = time.monotonic()
         self._lines = min(LINES_A_MINUTE, self._lines + (now - self._lines_at) * LINES_A_MINUTE / 60)
         self._lines_at = now
-        if self._lines >= 1:
-            self._lines -= 1
-            more = f"; and {self._unsaid} more refusals before" if self._unsaid else ""
-            _log.warning("refused %s (%s): %s%s", address, who or "no key", why, more)
-            self._unsaid = 0
-        else:
+        about = (
+            address.rpartition(":")[0] or address,
+            who,
+            why,
+        )  # a client comes from another port each time
+        again = now - self._said.get(about, float("-inf")) < 60
+        if again or self._lines < 1:
             self._unsaid += 1
-        if self.on_refused:
-            self.on_refused(address, who, why)
+            return
+        if len(self._said) >= MAX_SAID:
+            self._said.clear()
+        self._said[about] = now
+        self._lines -= 1
+        more = f" ({self._unsaid} more refusals since the last line)" if self._unsaid else ""
+        self._unsaid = 0
+        _log.warning("refused %s (%s): %s%s", address, who or "no key", why, more)
 
     # --- ZAP ---
 
@@ -293,4 +308,4 @@ def _address_of(descriptor: int) -> str:
             name = peer.getpeername()
     except OSError:
         return "unknown address"
-    return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "local socket"
+    return f"{name[0].removeprefix('::ffff:')}:{name[1]}" if isinstance(name, tuple) else "local socket"

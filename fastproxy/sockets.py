@@ -77,6 +77,7 @@ def open_socket(
             socket.setsockopt(zmq.CURVE_SERVER, 1)
     if zap_domain:
         socket.setsockopt_string(zmq.ZAP_DOMAIN, zap_domain)
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else nobody to ask means that everybody may come in
     return socket
 
 
