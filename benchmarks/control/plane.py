@@ -1,4 +1,4 @@
-"""The control plane as a child: ``fastproxyctl serve`` on a SQLite store, and the mesh that is applied to it."""
+"""The control plane as a child, on a SQLite store, and the mesh that is applied to it."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Listener:
         """The frames of that update, and what they say."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if not self._socket.poll(left * 1000):
+            if not self._socket.poll(int(left * 1000)):
                 break
             topic, *frames = self._socket.recv_multipart()
             if not topic.startswith(b"v/"):
@@ -129,18 +129,18 @@ def _bare(folder: Path, count: int, changes: int, frames: list[bytes]) -> list[f
     packed = [base64.b64encode(frame).decode() for frame in frames]
     try:
         crowd.join(source.ask(do="bind"), count)
-        number = 0
+        probes = 0
         deadline = time.monotonic() + 30
         while True:  # PUB says nothing of who has joined
-            source.ask(do="send", frames=packed, number=number)
+            source.ask(do="send", frames=packed, number=probes)
             time.sleep(0.3)
-            if len(crowd.samples(number=number)) == count:
+            if len(crowd.samples(number=probes)) == count:
                 break
             if time.monotonic() > deadline:
                 raise Failed("the bare subscribers do not come together")
-            number += 1
+            probes += 1
         out: list[float] = []
-        for number in range(number + 1, number + 1 + changes):
+        for number in range(probes + 1, probes + 1 + changes):
             sent = source.ask(do="send", frames=packed, number=number)
             seen: list[float] = []
             while len(seen) < count:
