@@ -12,10 +12,7 @@ sees a change of the list by itself (``ctrl.zap``).
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from fastproxy.keys import (
     check_name,
     check_public,
     load_key,
+    locked,
     new_curve,
     read_guarded,
     save_key,
@@ -57,7 +55,7 @@ def init(folder: str | os.PathLike[str], name: str = "control-plane") -> KeyFile
     folder = Path(folder)
     check_name(name)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder):
         if (folder / "server.key").exists():
             raise KeyError_(f"{folder} has a server.key already; nodes know that key, it was left alone")
         key = KeyFile(name, SERVER, new_curve())
@@ -86,7 +84,7 @@ def add_node(folder: str | os.PathLike[str], name: str, role: str = NODE) -> Pat
     path = folder / f"{check_name(name)}.key"
     if path.name == "server.key" or role not in (NODE, RELAY):
         raise KeyError_(f"{role} {name}: a node or a relay, and not called server")
-    with _locked(folder):
+    with locked(folder):
         entries, _ = read_allow(folder / "allow")
         taken = next((entry for entry in entries if entry.name == name), None)
         if taken or path.exists():
@@ -106,7 +104,7 @@ def allow(folder: str | os.PathLike[str], name: str, public: str, role: str = NO
     """Allow a key that was made elsewhere: its secret never comes here. Raises KeyError_."""
     folder = Path(folder)
     entry = parse_line(f"{role} {name} {public}")
-    with _locked(folder):
+    with locked(folder):
         entries, _ = read_allow(folder / "allow")
         for other in entries:
             if other.public == entry.public:
@@ -130,7 +128,7 @@ def revoke(folder: str | os.PathLike[str], name: str) -> list[Allowed]:
     none."""
     folder = Path(folder)
     check_name(name)
-    with _locked(folder):
+    with locked(folder):
         path = folder / "allow"
         lines = read_guarded(path, "allow list").splitlines()
         gone = [line for line in lines if _name_in(line) == name]
@@ -197,17 +195,3 @@ def _append(folder: Path, entry: Allowed) -> None:
     if text and not text.endswith("\n"):
         text += "\n"
     write_whole(path, f"{text}{entry}\n", 0o644)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time, across processes."""
-    try:
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as e:
-        raise KeyError_(f"{folder}: {e.strerror}; make it: fastproxyctl keys init {folder}") from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

@@ -26,7 +26,7 @@ from zmq.utils import z85
 from zmq.utils.monitor import parse_monitor_message
 
 from ctrl.keys import Allowed, read_allow
-from fastproxy.keys import NODE, RELAY, KeyError_
+from fastproxy.keys import NODE, RELAY, KeyError_, Stamp, stamp
 from fastproxy.sockets import Readable
 
 DOMAIN = "fastproxy"  # ZAP domain of the sockets that ask us
@@ -78,7 +78,7 @@ class Authority:
         self.refused = 0
         self.problems: list[str] = []  # what is wrong with the list; what is right in it counts
         self._entries: dict[str, Allowed] = {}
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: Stamp | None = None
         self._looked = float("-inf")
         self._lines = float(LINES_A_MINUTE)
         self._lines_at = time.monotonic()
@@ -203,7 +203,7 @@ class Authority:
         now = time.monotonic()
         if now - self._looked < age:
             return
-        if self._stamp() == self._seen:
+        if stamp(self.allow) == self._seen:
             self._looked = now
             return
         before = self._entries
@@ -220,18 +220,11 @@ class Authority:
                 door.cut()
 
     def _read(self) -> dict[str, Allowed]:
-        stamp = self._stamp()  # before: a change meanwhile is then seen next time
+        seen = stamp(self.allow)  # before: a change meanwhile is then seen next time
         entries, problems = read_allow(self.allow)
-        self._seen, self._looked = stamp, time.monotonic()
+        self._seen, self._looked = seen, time.monotonic()
         self._complain(problems)
         return {entry.public: entry for entry in entries}
-
-    def _stamp(self) -> tuple[int, int, int] | None:
-        try:
-            status = os.stat(self.allow)
-        except OSError:
-            return None
-        return status.st_mtime_ns, status.st_ino, status.st_size
 
     def _complain(self, problems: list[str]) -> None:
         if problems != self.problems:

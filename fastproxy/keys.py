@@ -11,11 +11,14 @@ written in Z85 as ZeroMQ does: 40 characters.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -157,14 +160,19 @@ def _read(path: str | os.PathLike[str], what: str, forbidden: int, why: str) -> 
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO must not hold us up
     except OSError as e:
         raise KeyError_(f"{what} {path}: {e.strerror}") from None
-    with open(fd, "rb") as file:
+    limit = MAX_FILE if forbidden == 0o077 else 256 * MAX_FILE
+    try:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise KeyError_(f"{what} {path}: not a file")
         if status.st_mode & forbidden:
             raise KeyError_(f"{what} {path}: {why}")
-        limit = MAX_FILE if forbidden == 0o077 else 256 * MAX_FILE
-        data = file.read(limit + 1)
+        with open(fd, "rb", closefd=False) as file:
+            data = file.read(limit + 1)
+    except OSError as e:
+        raise KeyError_(f"{what} {path}: {e.strerror}") from None
+    finally:
+        os.close(fd)
     if len(data) > limit:
         raise KeyError_(f"{what} {path}: more than {limit} bytes")
     try:
@@ -192,3 +200,31 @@ def write_whole(path: str | os.PathLike[str], text: str, mode: int = 0o600) -> N
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+Stamp = tuple[int, int, int]
+
+
+def stamp(path: str | os.PathLike[str]) -> Stamp | None:
+    """Differs after every change of the file that is worth reading it again; None: it cannot be looked
+    at."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ino, status.st_size
+
+
+@contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """One writer of a folder's files at a time, across processes. Raises KeyError_ where there is no
+    folder."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as e:
+        raise KeyError_(f"{folder}: {e.strerror}; make it first") from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
