@@ -6,7 +6,7 @@ listeners  name -> Listener     a Gateway server's ``bind:port``, ``unix:///path
 routes     "<listener> <host>" -> VirtualHost     host: ``reviews``, ``*.example.com`` or ``*``, lower case
 clusters   "outbound|<port>|<subset>|<host>" -> Cluster     Envoy's form of the name; subset may be empty
 endpoints  "<host>|<port>" -> list of Endpoint     a service without any may be missing
-breakers   cluster key -> row   (empty until the policies bring it)
+breakers   cluster key -> Breaker     only clusters that have a policy or an order
 
 Routes of ``mesh`` are there even when no listener of that name is (``explain`` asks for them).
 Durations are milliseconds. Names of header fields are lower case. A missing optional key means its default.
@@ -14,7 +14,7 @@ Durations are milliseconds. Names of header fields are lower case. A missing opt
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 FORMAT = 1
 
@@ -144,13 +144,45 @@ class Endpoint(TypedDict):
     labels: dict[str, str]
 
 
+class BreakerPolicy(TypedDict):
+    """When a breaker trips by itself, as Hystrix means it. Times in milliseconds.
+
+    ``fleet``: whether proxies tell each other of errors.
+    """
+
+    rolling_window: int
+    request_volume_threshold: int
+    error_threshold_percentage: int
+    slow_call_duration: int
+    slow_call_threshold_percentage: int
+    sleep_window: int
+    half_open_requests: int
+    fleet: Literal["off", "observe", "on"]
+
+
+# A person's word over a breaker. until: Unix ms by the publisher's clock. for: the longest that a proxy obeys
+# it from when it hears of it, ms, so that one whose clock is wrong does not obey for ever.
+Order = TypedDict(
+    "Order", {"state": Literal["open", "closed"], "until": int, "for": int, "reason": NotRequired[str]}
+)
+
+
+class Breaker(TypedDict, total=False):
+    """At least one key. ``order``: of the whole cluster. ``endpoints``: of single ones, by ``address:port``
+    as proxies name them (``[::1]:80``, ``unix:///path``)."""
+
+    policy: BreakerPolicy
+    order: Order
+    endpoints: dict[str, Order]
+
+
 class Tables(TypedDict):
     format: int
     listeners: dict[str, Listener]
     routes: dict[str, VirtualHost]
     clusters: dict[str, Cluster]
     endpoints: dict[str, list[Endpoint]]
-    breakers: dict[str, dict[str, Any]]
+    breakers: dict[str, Breaker]
 
 
 NAMES = ("listeners", "routes", "clusters", "endpoints", "breakers")

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Iterable
 from functools import cache
 from typing import Any, Literal, NotRequired, Required, get_args, get_origin, get_type_hints, is_typeddict
 
-from fastproxy.tables import FORMAT, Tables
+from fastproxy.tables import FORMAT, Tables, VirtualHost
 
 MAX_NUMBER = 2**31 - 1
 MAX_NAME = 255  # of a listener, as a worker keeps it
-BOUNDS = {"port": (0, 65535), "status": (200, 599), "code": (300, 399)}
+BOUNDS = {
+    "port": (0, 65535),
+    "status": (200, 599),
+    "code": (300, 399),
+    "until": (0, 2**48 - 1),  # Unix ms: all years that have four digits
+    "rolling_window": (1, MAX_NUMBER),
+    "request_volume_threshold": (1, MAX_NUMBER),
+    "error_threshold_percentage": (1, 100),
+    "slow_call_duration": (1, MAX_NUMBER),
+    "slow_call_threshold_percentage": (1, 100),
+    "sleep_window": (1, MAX_NUMBER),
+    "half_open_requests": (1, MAX_NUMBER),
+}
 FORBIDDEN = ("\r", "\n", "\0")  # what a string must not bring into a head
 
 
@@ -26,16 +39,38 @@ def check_shape(data: object) -> Tables:
     if tables["format"] != FORMAT:
         raise ShapeError(f"tables.format is {tables['format']}, this build reads {FORMAT}")
     for key in tables["listeners"]:
-        if not 0 < len(key.encode()) <= MAX_NAME:
-            raise ShapeError(f"listeners[{_shown(key)}]: a name has 1 to {MAX_NAME} bytes")
+        _check_listener_name(key)
     for key, virtual_host in tables["routes"].items():
-        for number, route in enumerate(virtual_host["routes"]):
-            actions = [a for a in ("destinations", "redirect", "direct") if a in route]
-            if len(actions) != 1:
-                raise ShapeError(
-                    f"routes[{key}].routes[{number}] needs one action, has {', '.join(actions) or 'none'}"
-                )
+        _check_actions(key, virtual_host)
     return tables
+
+
+def check_rows(tables: Tables, keys: Iterable[tuple[str, str]]) -> None:
+    """The same for these (table, key) alone, where all others were checked before. Raises ShapeError."""
+    for table, key in keys:
+        rows: dict[str, Any] = tables[table]  # type: ignore[literal-required]
+        if key in rows:
+            kind = get_args(_fields(Tables)[0][table])[1]
+            _check(key, str, f"tables.{table}, key")
+            _check(rows[key], kind, f"tables.{table}[{key}]")
+            if table == "listeners":
+                _check_listener_name(key)
+            elif table == "routes":
+                _check_actions(key, rows[key])
+
+
+def _check_listener_name(key: str) -> None:
+    if not 0 < len(key.encode()) <= MAX_NAME:
+        raise ShapeError(f"listeners[{_shown(key)}]: a name has 1 to {MAX_NAME} bytes")
+
+
+def _check_actions(key: str, virtual_host: VirtualHost) -> None:
+    for number, route in enumerate(virtual_host["routes"]):
+        actions = [a for a in ("destinations", "redirect", "direct") if a in route]
+        if len(actions) != 1:
+            raise ShapeError(
+                f"routes[{key}].routes[{number}] needs one action, has {', '.join(actions) or 'none'}"
+            )
 
 
 @cache

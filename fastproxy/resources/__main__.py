@@ -7,6 +7,7 @@ Request, a map; a missing key is its default::
 
     path      str                      file or folder; "" for none
     texts     [[name, bytes], …]       documents handed over (POST /config); name is their "file"
+    namespace str                      of this proxy, for exportTo; missing: "default"
     labels    {str: str}               of this proxy, for Gateway.selector; {}: takes every Gateway
     listen    str                      address of the mesh listener; "" for none
     to        [str, …]                 endpoints for every mesh host that no document claims
@@ -47,6 +48,7 @@ MAX_REQUEST = 256 * 1024 * 1024
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """The answer to one request, both as in the module's text."""
     previous = [Row(*row) for row in request.get("previous", [])]
+    namespace = request.get("namespace", "default")
     texts = [(name, data) for name, data in request.get("texts", [])]
     merged = merge_last_good(load_both(request.get("path", ""), texts), previous)
     try:
@@ -54,6 +56,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             merged.documents,
             previous,
             labels=request.get("labels", {}),
+            namespace=namespace,
             listen=request.get("listen", ""),
             to=request.get("to", []),
         )
@@ -62,7 +65,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     return {
         "tables": tables,
         "problems": [p.to_dict() for p in sorted(merged.problems + problems, key=lambda p: (p.file, p.line))],
-        "warnings": [p.to_dict() for p in advise(documents, tables)],
+        "warnings": [p.to_dict() for p in advise(documents, tables, namespace)],
         "documents": [list(d.row) for d in documents],
     }
 

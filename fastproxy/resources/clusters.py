@@ -1,11 +1,13 @@
-"""Services and DestinationRules to the tables ``clusters`` and ``endpoints``."""
+"""Services and DestinationRules to the tables ``clusters`` and ``endpoints``, and policies of breakers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+from fastproxy.resources.breakers import policy_row
 from fastproxy.resources.documents import Document
+from fastproxy.resources.exports import meet
 from fastproxy.resources.hosts import covering
 from fastproxy.resources.problem import Problem
 from fastproxy.resources.registry import Registry, Service
@@ -19,7 +21,10 @@ def cluster_key(host: str, port: int, subset: str = "") -> str:
 
 
 class Rules:
-    """DestinationRules by host. Several of one host add up; one of the exact host wins over a wildcard's."""
+    """DestinationRules by host. Several of one host add up; one of the exact host wins over a wildcard's.
+
+    What two say that no proxy sees together is no error; the first stands in tables for all namespaces.
+    """
 
     def __init__(self, documents: Iterable[Document], registry: Registry, problems: list[Problem]) -> None:
         self._policy: dict[str, tuple[TrafficPolicy, Document]] = {}
@@ -34,13 +39,13 @@ class Rules:
         host = service.host if service is not None else spec.host
         if spec.trafficPolicy is not None:
             _, other = self._policy.setdefault(host, (spec.trafficPolicy, document))
-            if other is not document:
+            if other is not document and meet(other, document):
                 message = f"{other.source} already gives {host} a policy"
                 problems.append(document.problem(("spec", "trafficPolicy"), message))
         subsets = self._subsets.setdefault(host, {})
         for i, subset in enumerate(spec.subsets):
             _, other = subsets.setdefault(subset.name, (subset, document))
-            if other is not document:
+            if other is not document and meet(other, document):
                 message = f"{other.source} already gives {host} a subset {subset.name}"
                 problems.append(document.problem(("spec", "subsets", i, "name"), message))
 
@@ -54,7 +59,7 @@ class Rules:
 
 
 def _policy(*policies: TrafficPolicy | None) -> dict[str, Any]:
-    """lb and connect_timeout; a subset's policy replaces the rule's, field by field."""
+    """lb, connect_timeout and breaker; a subset's policy replaces the rule's, field by field."""
     out: dict[str, Any] = {"lb": "LEAST_REQUEST"}
     for policy in policies:
         if policy is None:
@@ -66,6 +71,8 @@ def _policy(*policies: TrafficPolicy | None) -> dict[str, Any]:
             out.pop("connect_timeout", None)
             if tcp is not None and tcp.connectTimeout is not None:
                 out["connect_timeout"] = tcp.connectTimeout
+        if policy.circuitBreaker is not None:
+            out["breaker"] = policy_row(policy.circuitBreaker)
     return out
 
 
@@ -74,27 +81,27 @@ def add_clusters(tables: Tables, registry: Registry, rules: Rules) -> None:
     for service in registry.services.values():
         rule_policy, subsets = rules.of(service.host)
         for port in service.ports:
-            key = f"{service.host}|{port.number}"
-            tables["endpoints"][key] = service.endpoints(port)
-            base = _cluster(service, port.number, key, {}, _policy(rule_policy))
-            tables["clusters"][cluster_key(service.host, port.number)] = base
+            tables["endpoints"][f"{service.host}|{port.number}"] = service.endpoints(port)
+            _add(tables, service, port.number, "", {}, _policy(rule_policy))
             for subset in subsets:
                 policy = _policy(rule_policy, subset.trafficPolicy)
-                row = _cluster(service, port.number, key, dict(sorted(subset.labels.items())), policy)
-                tables["clusters"][cluster_key(service.host, port.number, subset.name)] = row
+                _add(tables, service, port.number, subset.name, dict(sorted(subset.labels.items())), policy)
 
 
-def _cluster(
-    service: Service, port: int, key: str, labels: dict[str, str], policy: dict[str, Any]
-) -> Cluster:
+def _add(
+    tables: Tables, service: Service, port: int, subset: str, labels: dict[str, str], policy: dict[str, Any]
+) -> None:
+    key = cluster_key(service.host, port, subset)
     row: Cluster = {
         "service": service.host,
         "port": port,
-        "endpoints": key,
+        "endpoints": f"{service.host}|{port}",
         "labels": labels,
         "resolution": "DNS" if service.resolution == "DNS" else "STATIC",
         "lb": policy["lb"],
     }
     if "connect_timeout" in policy:
         row["connect_timeout"] = policy["connect_timeout"]
-    return row
+    tables["clusters"][key] = row
+    if "breaker" in policy:
+        tables["breakers"][key] = {"policy": policy["breaker"]}

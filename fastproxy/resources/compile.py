@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from fastproxy.oneline import add_mesh, add_upstream
+from fastproxy.resources.breakers import add_orders
 from fastproxy.resources.clusters import Rules, add_clusters, cluster_key
 from fastproxy.resources.documents import Document, Identity, Row
 from fastproxy.resources.exports import visible
@@ -84,6 +85,7 @@ def _compile(
     tables = empty()
     registry = Registry(documents, problems)
     add_clusters(tables, registry, Rules(documents, registry, problems))
+    add_orders(tables, documents, registry)
     if listen:
         add_mesh(tables, listen)
     services = [d for d in documents if d.row.kind == "VirtualService"]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from fastproxy.resources.breaker import BreakerOrder
 from fastproxy.resources.fields import shorten
 from fastproxy.resources.model import Model
 from fastproxy.resources.problem import PathPart, Problem, field_path, nearest
@@ -25,7 +26,9 @@ KINDS: dict[str, type[Model]] = {
     "WorkloadEntry": WorkloadEntry,
     "DestinationRule": DestinationRule,
     "VirtualService": VirtualService,
+    "BreakerOrder": BreakerOrder,
 }
+OURS_KINDS = frozenset(("BreakerOrder",))
 KINDS_LATER = frozenset(
     (
         *(
@@ -205,6 +208,8 @@ def _envelope(value: dict[str, Any]) -> Told | None:
         return ("kind",), f"unknown kind {shorten(kind)}{nearest(kind, KINDS)}"
     if version not in ISTIO and version != OURS:
         return ("apiVersion",), f"unknown apiVersion {shorten(version)}{nearest(version, (*ISTIO, OURS))}"
+    if kind in OURS_KINDS and version != OURS:
+        return ("apiVersion",), f"{kind} is a kind of apiVersion {OURS}"
     return None
 
 
@@ -279,7 +284,8 @@ def _unknown(model: type[Model] | None, name: str, ours: bool) -> str:
         return LATER
     if name in model.ours_later:
         return f"is a field of apiVersion {OURS}, and there {LATER}"
-    return "unknown field" + nearest(name, [*model.model_fields, *model.later])
+    names = [known.alias or field for field, known in model.model_fields.items()]
+    return "unknown field" + nearest(name, [*names, *model.later])
 
 
 def _model_at(model: type[Model], path: tuple[PathPart, ...]) -> type[Model] | None:

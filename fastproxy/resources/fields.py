@@ -9,6 +9,7 @@ import base64
 import binascii
 import ipaddress
 import re
+from datetime import datetime
 from typing import Annotated, Any, NoReturn
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -27,6 +28,10 @@ _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}\Z")  # RFC 9110 section 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _DURATION = re.compile(r"(?:(?:[0-9]{1,12}(?:\.[0-9]{0,12})?|\.[0-9]{1,12})(?:ns|us|µs|μs|ms|s|m|h))+\Z")
 _DURATION_PART = re.compile(r"([0-9.]+)(ns|us|µs|μs|ms|s|m|h)")
+_TIME = re.compile(
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt]([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?"
+    r"([Zz]|[-+][0-9]{2}:[0-9]{2})\Z"
+)  # RFC 3339 section 5.6
 _UNIT = {
     "ns": 1,
     "us": 1000,
@@ -173,6 +178,21 @@ def _duration(value: Any) -> Any:
     return total // 10**6
 
 
+def _utc(value: Any) -> Any:
+    if not isinstance(value, str) or not (found := _TIME.match(value)):
+        fail(f"{shorten(value)} is not a time: write it as 2030-12-31T23:59:59Z")
+    day, clock, fraction, zone = found.groups()
+    if zone not in ("Z", "z", "+00:00"):
+        fail(f"{shorten(value)}: write the time in UTC, with a Z at its end")
+    try:
+        seconds = round(datetime.fromisoformat(f"{day}T{clock}+00:00").timestamp())
+    except ValueError as error:
+        fail(f"{shorten(value)} is not a time: {error}")
+    if seconds < 0:
+        fail(f"{shorten(value)} is before 1970")
+    return seconds * 1000 + int((fraction or "")[:3].ljust(3, "0"))
+
+
 def _base64(value: Any) -> Any:
     if not isinstance(value, str):
         fail("must be a string in base64")
@@ -248,6 +268,7 @@ Authority = Annotated[str, AfterValidator(_authority)]
 Bind = Annotated[str, _unix_or("bind")]
 Address = Annotated[str, _unix_or("endpoint")]
 Milliseconds = Annotated[int, BeforeValidator(_duration)]
+UnixMs = Annotated[int, BeforeValidator(_utc)]
 Base64 = Annotated[bytes, BeforeValidator(_base64)]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
 Weight = Annotated[int, Field(ge=0, le=2**31 - 1)]

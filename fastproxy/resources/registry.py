@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fastproxy.resources.documents import Document
+from fastproxy.resources.exports import meet
 from fastproxy.resources.problem import Problem
 from fastproxy.resources.traffic import ServiceEntrySpec, ServicePort, WorkloadEntrySpec, wrong_address
 from fastproxy.tables import Endpoint
@@ -85,6 +86,8 @@ class Registry:
             members = _select(document, spec, workloads, problems)
         taken = [(i, host) for i, host in enumerate(spec.hosts) if host in self.services]
         for i, host in taken:
+            if not meet(document, self.services[host].document):
+                continue  # no proxy sees both; in tables for all namespaces the first stands
             message = f"{host} is already a host of {self.services[host].document.source}"
             problems.append(document.problem(("spec", "hosts", i), message))
         for host in spec.hosts if not taken else ():

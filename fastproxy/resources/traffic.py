@@ -5,8 +5,9 @@ from __future__ import annotations
 from ipaddress import ip_address
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from fastproxy.resources.breaker import CircuitBreaker
 from fastproxy.resources.fields import (
     Address,
     Bind,
@@ -23,7 +24,7 @@ from fastproxy.resources.fields import (
     is_ip,
     shorten,
 )
-from fastproxy.resources.model import Metadata, Model, words
+from fastproxy.resources.model import Metadata, Model, ours, words
 from fastproxy.resources.problem import nearest
 
 _PROTOCOLS = (
@@ -240,10 +241,11 @@ class ConnectionPool(Model):
 
 class TrafficPolicy(Model):
     later = words("outlierDetection tls portLevelSettings tunnel proxyProtocol retryBudget")
-    ours_later = words("circuitBreaker healthCheck adaptiveConcurrency")
+    ours_later = words("healthCheck adaptiveConcurrency")
 
     loadBalancer: LoadBalancer | None = None
     connectionPool: ConnectionPool | None = None
+    circuitBreaker: Annotated[CircuitBreaker | None, BeforeValidator(ours)] = None
 
 
 class Subset(Model):
