@@ -1,0 +1,348 @@
+"""What the proxies did and how they are: the one picture of the fleet, made of their answers and reports.
+
+Everything here was said by somebody else and is bounded: so many proxies, so many rows of breakers, so many
+refusals. A proxy is present while it has been heard within 3.5 of its reports, and is shown as LOST for a
+while after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastproxy.wire import PREPARED, REJECTED, SERVING, Answer, Attributes, Report
+
+PROXIES = 200_000
+REPORTS = 3.5  # that may be missing before a proxy counts as lost
+REMEMBER = 600.0  # seconds that a lost proxy is shown
+REFUSALS = 1000
+BREAKERS = 1000  # rows of one proxy
+ALL_BREAKERS = 1_000_000  # rows of all
+LAGGARDS = 1000  # names in one Progress
+SETTLE, SETTLE_EACH = 0.005, 2e-6  # seconds, and per proxy, in which changes are told as one
+
+LOST = "LOST"
+
+
+@dataclass(slots=True)
+class Seat:
+    """Who speaks under a name: address, way and start of its process."""
+
+    address: str
+    via: str
+    started_ms: int
+
+
+@dataclass(slots=True)
+class Proxy:
+    """One proxy. address: where it speaks from, of the relay's when ``via`` names one. version: that it
+    serves; held: that it holds, with ``hash``. us, compile_us, swap_us: of its last SERVING answer, for
+    ``timed``. since_ms: Unix time when state or version last changed; heard: monotonic seconds.
+    problem: two proxies use this name."""
+
+    node: str
+    attributes: Attributes
+    address: str = ""
+    via: str = ""
+    state: str = ""
+    epoch: int = 0
+    version: int = 0
+    hash: bytes = b""
+    held: int = 0
+    error: str = ""
+    since_ms: int = 0
+    heard: float = 0.0
+    us: int = 0
+    compile_us: int = 0
+    swap_us: int = 0
+    timed: int = 0
+    prepared: int = 0
+    rejected: int = 0
+    rejected_why: str = ""
+    requests: int = 0
+    errors: int = 0
+    breakers: list[Any] = field(default_factory=list)
+    admin: str = ""
+    release: str = ""
+    started_ms: int = 0
+    problem: str = ""
+    seats: list[Seat] = field(default_factory=list)
+
+    @property
+    def present(self) -> bool:
+        return self.state != LOST
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Somebody was not let in, or not listened to."""
+
+    at_ms: int
+    address: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a version is. total: proxies that are present. Times in microseconds, of those that answered
+    for this very version; 0 where none did."""
+
+    version: int
+    total: int
+    serving: int
+    prepared: int
+    rejected: list[tuple[str, str]]
+    laggards: list[str]
+    p50_us: int
+    p99_us: int
+    max_us: int
+
+
+class Fleet:
+    """See the module. ``report``: seconds between two reports of a proxy; the publisher sets it.
+
+    ``changed`` counts up with every change; to be used on one loop.
+    """
+
+    def __init__(
+        self, report: float = 5.0, *, clock: Callable[[], float] = time.monotonic, most: int = PROXIES
+    ) -> None:
+        self.report = report
+        self.changed = 0
+        self.refused: deque[Refusal] = deque(maxlen=REFUSALS)
+        self.relays: dict[str, Proxy] = {}
+        self.ignored = 0  # answers and reports that found no place
+        self._clock = clock
+        self._most = most
+        self._proxies: dict[str, Proxy] = {}
+        self._breakers = 0
+        self._watchers: set[asyncio.Future[None]] = set()
+        self._telling: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Fleet: {len(self._proxies)} proxies, {len(self.relays)} relays>"
+
+    def __len__(self) -> int:
+        return sum(proxy.present for proxy in self._proxies.values())
+
+    # --- what is heard ---
+
+    def on_report(self, report: Report, address: str = "") -> None:
+        """``address``: of who handed it to us. A relay reports itself with its own name in ``via``."""
+        now = self._clock()
+        if report.via and report.via == report.node:
+            self._relay(report, address, now)
+            return
+        proxy = self._proxies.get(report.node)
+        if proxy is None:
+            if len(self._proxies) >= self._most:
+                self.ignored += 1
+                return
+            proxy = self._proxies[report.node] = Proxy(report.node, report.attributes)
+        told = _told(proxy)
+        self._take_seat(proxy, report, address, now)
+        proxy.heard = now
+        proxy.attributes = report.attributes
+        proxy.state = report.state[:20]
+        if (report.epoch, report.serving) >= (proxy.epoch, proxy.version) or report.serving == report.version:
+            proxy.version = report.serving
+        proxy.epoch, proxy.held, proxy.hash = report.epoch, report.version, report.hash
+        proxy.error = report.error
+        proxy.requests, proxy.errors = report.requests, report.errors
+        self._take_breakers(proxy, report.breakers)
+        proxy.admin, proxy.release, proxy.started_ms = report.admin, report.release, report.started_ms
+        if told != _told(proxy):
+            proxy.since_ms = time.time_ns() // 1_000_000
+            self._change()
+
+    def on_answers(self, answers: Iterable[Answer], address: str = "") -> None:
+        """Of proxies that have reported; others are ignored until they do, as their report says the same."""
+        now = self._clock()
+        for answer in answers:
+            proxy = self._proxies.get(answer.node)
+            if proxy is None:
+                if answer.node not in self.relays:
+                    self.ignored += 1
+                continue
+            proxy.heard = now
+            if answer.epoch < proxy.epoch:
+                continue
+            if answer.result == SERVING:
+                told = (proxy.epoch, proxy.version)
+                proxy.epoch, proxy.version, proxy.timed = answer.epoch, answer.version, answer.version
+                proxy.us, proxy.compile_us, proxy.swap_us = answer.us, answer.compile_us, answer.swap_us
+                if told != (proxy.epoch, proxy.version):
+                    proxy.since_ms = time.time_ns() // 1_000_000
+                if proxy.rejected == answer.version:
+                    proxy.rejected, proxy.rejected_why = 0, ""
+            elif answer.result == PREPARED:
+                proxy.prepared = answer.version
+            elif answer.result == REJECTED:
+                proxy.rejected, proxy.rejected_why = answer.version, answer.error
+                proxy.error = answer.error
+            self._change()
+
+    def refuse(self, address: str, name: str, reason: str) -> None:
+        """Remember that somebody was refused, for status."""
+        self.refused.append(Refusal(time.time_ns() // 1_000_000, address, name, reason))
+        self._change()
+
+    def expire(self, now: float | None = None) -> None:
+        """Who has been silent is lost, then forgotten. To be called every second or so."""
+        now = self._clock() if now is None else now
+        deaf = now - REPORTS * self.report
+        for known in (self._proxies, self.relays):
+            gone = []
+            for node, proxy in known.items():
+                if proxy.heard >= deaf:
+                    continue
+                if proxy.present:
+                    proxy.state = LOST
+                    proxy.since_ms = time.time_ns() // 1_000_000
+                    self._change()
+                elif proxy.heard < now - REMEMBER:
+                    gone.append(node)
+            for node in gone:
+                self._breakers -= len(known.pop(node).breakers)
+                self._change()
+
+    # --- what is asked ---
+
+    def proxies(self) -> list[Proxy]:
+        """All of them by name, lost ones included."""
+        return sorted(self._proxies.values(), key=lambda proxy: proxy.node)
+
+    def get(self, node: str) -> Proxy | None:
+        return self._proxies.get(node)
+
+    def progress(self, epoch: int, version: int, among: Callable[[Proxy], bool] | None = None) -> Progress:
+        """``among``: only these proxies."""
+        total = serving = prepared = 0
+        rejected: list[tuple[str, str]] = []
+        laggards: list[str] = []
+        times: list[int] = []
+        for proxy in self._proxies.values():
+            if not proxy.present or (among and not among(proxy)):
+                continue
+            total += 1
+            ours = proxy.epoch == epoch
+            if ours and proxy.rejected == version:
+                rejected.append((proxy.node, proxy.rejected_why))
+                continue
+            if ours and (proxy.prepared == version or proxy.version >= version):
+                prepared += 1
+            if ours and proxy.version >= version:
+                serving += 1
+                if proxy.timed == version:
+                    times.append(proxy.us)
+            else:
+                laggards.append(proxy.node)
+        times.sort()
+        return Progress(
+            version,
+            total,
+            serving,
+            prepared,
+            sorted(rejected)[:LAGGARDS],
+            sorted(laggards)[:LAGGARDS],
+            _share(times, 50),
+            _share(times, 99),
+            times[-1] if times else 0,
+        )
+
+    async def wait_change(self, seen: int, timeout: float) -> int:
+        """``changed``, as soon as it is not ``seen`` any more, or after ``timeout`` seconds. Changes that
+        come close together are told as one, the more proxies the longer."""
+        if self.changed == seen:
+            watcher = asyncio.get_running_loop().create_future()
+            self._watchers.add(watcher)
+            try:
+                await asyncio.wait_for(watcher, timeout)
+            except TimeoutError:
+                pass
+            finally:
+                self._watchers.discard(watcher)
+        return self.changed
+
+    def breakers(self) -> Mapping[str, list[Any]]:
+        """node -> its rows [name, state, order, until_ms, rejected]; only of those that are present."""
+        return {p.node: p.breakers for p in self._proxies.values() if p.present and p.breakers}
+
+    # --- inside ---
+
+    def _relay(self, report: Report, address: str, now: float) -> None:
+        relay = self.relays.get(report.node)
+        if relay is None:
+            if len(self.relays) >= 1000:
+                self.ignored += 1
+                return
+            relay = self.relays[report.node] = Proxy(report.node, report.attributes, address)
+            self._change()
+        relay.heard, relay.address, relay.state = now, address, report.state[:20]
+        relay.epoch, relay.held, relay.hash = report.epoch, report.version, report.hash
+        relay.version = report.serving
+
+    def _take_seat(self, proxy: Proxy, report: Report, address: str, now: float) -> None:
+        """Who speaks under the name now. One that moves is heard at the new place only; two that share it
+        are heard in turns."""
+        seat = Seat(address, report.via, report.started_ms)
+        seats = proxy.seats
+        if seats and seats[-1] == seat:
+            if proxy.problem and len(seats) == 1:
+                proxy.problem = ""
+        elif seat in seats:
+            other = seats[-1]
+            seats.remove(seat)
+            seats.append(seat)
+            proxy.problem = (
+                f"two proxies use this name: at {seat.address or 'an unknown address'} and "
+                f"{other.address or 'an unknown address'}; give one another --node"
+            )
+        else:
+            seats.append(seat)
+            del seats[:-4]
+        proxy.address, proxy.via = address, report.via
+
+    def _take_breakers(self, proxy: Proxy, rows: list[Any]) -> None:
+        good = [row for row in rows[:BREAKERS] if _is_breaker(row)]
+        room = ALL_BREAKERS - self._breakers + len(proxy.breakers)
+        del good[max(room, 0) :]
+        self._breakers += len(good) - len(proxy.breakers)
+        if good != proxy.breakers:
+            proxy.breakers = good
+
+    def _change(self) -> None:
+        self.changed += 1
+        if self._watchers and self._telling is None:
+            loop = asyncio.get_running_loop()
+            self._telling = loop.call_later(SETTLE + SETTLE_EACH * len(self._proxies), self._tell)
+
+    def _tell(self) -> None:
+        self._telling = None
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+
+def _told(proxy: Proxy) -> tuple[Any, ...]:
+    return (proxy.state, proxy.epoch, proxy.version, proxy.held, proxy.error, proxy.problem)
+
+
+def _share(times: list[int], percent: int) -> int:
+    """The nearest rank of sorted times."""
+    return times[max(0, -(-len(times) * percent // 100) - 1)] if times else 0
+
+
+def _is_breaker(row: Any) -> bool:
+    kinds = (str, str, str, int, int)
+    return (
+        isinstance(row, list)
+        and len(row) == len(kinds)
+        and all(type(item) is kind for item, kind in zip(row, kinds, strict=True))
+        and all(len(item) <= 4096 for item in row[:3])
+    )

@@ -1,0 +1,143 @@
+"""The serving half of the control protocol's sockets: what the publisher and a relay bind.
+
+A Lane is read with the metadata that ZeroMQ keeps of each peer (its address and, under CURVE, its key), and
+sends large bodies without copying them: a snapshot that a thousand proxies wait for is one object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import zmq
+
+from fastproxy.sockets import BATCH, MAX_FRAMES, Readable, loopback, open_socket
+
+if TYPE_CHECKING:
+    from fastproxy.keys import Curve
+
+DOMAIN = "fastproxy"  # of ZAP: see ctrl.zap
+COPY_BELOW = 1024  # bytes; a copy is cheaper than sharing
+MAX_SUBSCRIPTION = 1024
+MAX_ASK = 256 * 1024
+MAX_ANSWERS = 4 * 1024 * 1024
+
+OnMessage = Callable[["Peer", list[bytes]], None]
+
+
+class Peer:
+    """Who sent a message: its address and, under CURVE, its public key (Z85)."""
+
+    __slots__ = ("address", "key")
+
+    def __init__(self, frame: zmq.Frame) -> None:
+        self.address = _told(frame, "Peer-Address").removeprefix("::ffff:")
+        self.key = _told(frame, "User-Id").encode()
+
+
+def _told(frame: zmq.Frame, name: str) -> str:
+    try:
+        return str(frame.get(name) or "")
+    except (zmq.ZMQError, UnicodeDecodeError):
+        return ""
+
+
+class Lane(Readable):
+    """A bound socket. ``on_frames`` gets who sent it and its frames, at most MAX_FRAMES + 1 of them."""
+
+    __slots__ = ("_on_message",)
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, socket: zmq.Socket[bytes], on_message: OnMessage
+    ) -> None:
+        socket.copy_threshold = COPY_BELOW
+        self._on_message = on_message
+        super().__init__(loop, socket, lambda _: None)
+
+    def send(self, frames: Sequence[Any]) -> bool:
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError:
+            return False
+        finally:
+            self.look_again()
+        return True
+
+    def _turn(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        left, empty = BATCH, False
+        try:
+            while left and not self._closed:
+                frames = _receive(self.socket)
+                if not frames:
+                    empty = True
+                    break
+                left -= 1
+                self._on_message(Peer(frames[0]), [frame.bytes for frame in frames])
+        finally:
+            if not empty and not self._closed and self._next is None:
+                self._next = self._loop.call_soon(self._turn)
+
+
+def _receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+    try:
+        frames = [socket.recv(zmq.NOBLOCK, copy=False)]
+        while frames[-1].more:
+            frame = socket.recv(zmq.NOBLOCK, copy=False)
+            if len(frames) > MAX_FRAMES:
+                frames[-1] = frame
+            else:
+                frames.append(frame)
+    except zmq.ZMQError:
+        return []
+    return frames
+
+
+def bind(socket: zmq.Socket[bytes], address: str) -> str:
+    """Bind and return the address, with the port that was taken for ``*``.
+
+    Raises OSError with a sentence.
+    """
+    try:
+        socket.bind(address)
+    except zmq.ZMQError as e:
+        socket.close(0)
+        raise OSError(e.errno, f"cannot bind {address}: {e.strerror}") from None
+    bound = cast(bytes, socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
+    return at_port(address, int(bound.rpartition(":")[2]))
+
+
+def at_port(address: str, port: int) -> str:
+    """The same host, another port; 0: whichever is free."""
+    return f"{address.rpartition(':')[0]}:{port or '*'}"
+
+
+def open_lane(
+    context: zmq.Context[zmq.Socket[bytes]], kind: int, curve: Curve | None, *, most: int, queue: int
+) -> zmq.Socket[bytes]:
+    """A socket to bind; whoever connects is asked about at the allow list when there are keys."""
+    return open_socket(
+        context,
+        kind,
+        curve=curve,
+        zap_domain=DOMAIN if curve else "",
+        max_message=most,
+        queue=queue,
+    )
+
+
+def check_bind(address: str, keys: bool) -> int:
+    """The port of an address to publish at. Raises ValueError: it is none, or without keys somebody outside
+    this machine would be served."""
+    host, _, port = address.rpartition(":")
+    if not host.startswith("tcp://") or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"{address!r} is no address to publish at: tcp://HOST:PORT is wanted")
+    if not keys and not loopback(address):
+        raise ValueError(
+            f"{address} can be reached from outside this machine: that needs keys (fastproxyctl keys), "
+            "or publish at tcp://127.0.0.1"
+        )
+    return int(port)
