@@ -1,0 +1,5 @@
+"""``python -m benchmarks.control``"""
+
+from benchmarks.control.run import main
+
+main()
