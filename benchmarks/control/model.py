@@ -3,7 +3,7 @@
 Every publisher and relay is two queues that work one piece at a time: ZeroMQ's I/O thread, which writes a
 message to one subscriber after another, and the Python loop, which reads answers. The costs of both are
 measured (:class:`Costs`), links have the delay and jitter of a local network, and a subscriber takes as
-long as a simulated one took alone. Compiling and swapping is not in it: it happens in all proxies at the same time.
+long as a simulated one took alone. Compiling and swapping is not in it: all proxies do it at the same time.
 """
 
 from __future__ import annotations
