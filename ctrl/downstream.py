@@ -113,6 +113,7 @@ class Downstream:
         curve: Curve | None,
         authority: Authority | None,
         context: zmq.Context[zmq.Socket[bytes]] | None,
+        most_views: int = VIEWS,
     ) -> None:
         if (curve is None) != (authority is None):
             raise ValueError("keys and an allow list belong together")
@@ -124,6 +125,8 @@ class Downstream:
         self.heartbeat = heartbeat
         self.report = report
         self.open_report: float | None = None  # seconds; shorter reports for a while
+        self.least_report_ms = 0
+        self.on_gone: Callable[[View], None] | None = None  # a view was forgotten
         self.name = name or f"{os.uname().nodename}/{os.getpid()}"
         self.now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
         self.views: dict[str, View] = {}
@@ -132,6 +135,7 @@ class Downstream:
         self.asks = 0
         self._curve = curve
         self._authority = authority
+        self._most_views = most_views
         self._own_context = context is None
         self._context = context
         self._lanes: list[Lane] = []
@@ -213,7 +217,8 @@ class Downstream:
     def report_ms(self) -> int:
         """What heartbeats say."""
         fewest = len(self._ears) / REPORTS_A_SECOND
-        return int(1000 * (self.base_report if self.open_report is None else max(self.open_report, fewest)))
+        seconds = self.base_report if self.open_report is None else max(self.open_report, fewest)
+        return max(int(1000 * seconds), self.least_report_ms)
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """To everybody who subscribed to the topic, the first frame."""
@@ -232,13 +237,14 @@ class Downstream:
             if place % AT_A_TURN == AT_A_TURN - 1:
                 await asyncio.sleep(0)
 
-    def forget(self, seconds: float) -> list[View]:
+    def forget(self, seconds: float) -> None:
         """Drop the views that nobody has asked or reported about for so long."""
         old = time.monotonic() - seconds
         gone = [view for view in self.views.values() if view.asked < old and not view.task]
         for view in gone:
             del self.views[view.name]
-        return gone
+            if self.on_gone:
+                self.on_gone(view)
 
     # --- in ---
 
@@ -332,10 +338,10 @@ class Downstream:
         name = attributes.view
         view = self.views.get(name)
         if view is None:
-            if len(self.views) >= VIEWS:
+            if len(self.views) >= self._most_views:
                 self.forget(60)
             rows = sum(len(view.feed.rows) for view in self.views.values() if view.feed)
-            if len(self.views) >= VIEWS or rows >= ROWS:
+            if len(self.views) >= self._most_views or rows >= ROWS:
                 return None
             view = self.views[name] = View(attributes)
             self._start(view)
@@ -373,6 +379,8 @@ class Downstream:
             view.waiting.clear()
             if view.feed is None:
                 self.views.pop(view.name, None)
+                if self.on_gone:
+                    self.on_gone(view)
         finally:
             view.task = None
 

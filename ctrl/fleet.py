@@ -40,9 +40,9 @@ class Seat:
 @dataclass(slots=True)
 class Proxy:
     """One proxy. address: where it speaks from, of the relay's when ``via`` names one. version: that it
-    serves; held: that it holds, with ``hash``. us, compile_us, swap_us: of its last SERVING answer, for
-    ``timed``. since_ms: Unix time when state or version last changed; heard: monotonic seconds.
-    problem: two proxies use this name."""
+    serves, with ``hash`` (b"": not known); held: the newest that it holds. us, compile_us, swap_us: of its
+    last SERVING answer, for ``timed``. since_ms: Unix time when state or version last changed; heard:
+    monotonic seconds. problem: two proxies use this name."""
 
     node: str
     attributes: Attributes
@@ -133,9 +133,10 @@ class Fleet:
     # --- what is heard ---
 
     def on_report(self, report: Report, address: str = "") -> None:
-        """``address``: of who handed it to us. A relay reports itself with its own name in ``via``."""
+        """``address``: of who handed it to us. A relay reports itself with its own name last in
+        ``via``."""
         now = self._clock()
-        if report.via and report.via == report.node:
+        if report.via and report.via.rpartition("/")[2] == report.node:
             self._relay(report, address, now)
             return
         proxy = self._proxies.get(report.node)
@@ -149,9 +150,11 @@ class Fleet:
         proxy.heard = now
         proxy.attributes = report.attributes
         proxy.state = report.state[:20]
-        if (report.epoch, report.serving) >= (proxy.epoch, proxy.version) or report.serving == report.version:
-            proxy.version = report.serving
-        proxy.epoch, proxy.held, proxy.hash = report.epoch, report.version, report.hash
+        if report.serving == report.version:
+            proxy.hash = report.hash
+        elif (report.epoch, report.serving) != (proxy.epoch, proxy.version):
+            proxy.hash = b""
+        proxy.epoch, proxy.version, proxy.held = report.epoch, report.serving, report.version
         proxy.error = report.error
         proxy.requests, proxy.errors = report.requests, report.errors
         self._take_breakers(proxy, report.breakers)
@@ -174,8 +177,10 @@ class Fleet:
                 continue
             if answer.result == SERVING:
                 told = (proxy.epoch, proxy.version)
+                held = proxy.held if answer.epoch == proxy.epoch else 0
                 proxy.epoch, proxy.version, proxy.timed = answer.epoch, answer.version, answer.version
                 proxy.us, proxy.compile_us, proxy.swap_us = answer.us, answer.compile_us, answer.swap_us
+                proxy.hash, proxy.held = answer.hash, max(held, answer.version)
                 if told != (proxy.epoch, proxy.version):
                     proxy.since_ms = time.time_ns() // 1_000_000
                 if proxy.rejected == answer.version:

@@ -110,6 +110,7 @@ class Publisher:
     async def open(self) -> None:
         """Bind. Raises OSError."""
         self.down.open()
+        self.fleet.report = self.down.base_report
         self._tasks = [asyncio.create_task(self._beat())]
 
     async def close(self) -> None:
@@ -253,6 +254,7 @@ class Publisher:
             try:
                 await self.down.beat_all()
                 self.down.forget(FORGET)
+                self.fleet.report = self.down.base_report
                 self.fleet.expire()
             except Exception:  # a publisher without heartbeats is dead for its proxies
                 _log.exception("heartbeat")
