@@ -31,7 +31,7 @@ def spell(us: int) -> str:
 
 
 def age(since_ms: int, now_ms: int | None = None) -> str:
-    """How long ago that was, in one or two units: ``4s``, ``12m``, ``3h10m``, ``5d``. A time to come is 0s."""
+    """How long ago that was, in one or two units: ``4s``, ``12m``, ``3h10m``, ``5d``."""
     if not since_ms:
         return "–"
     now = time.time_ns() // 1_000_000 if now_ms is None else now_ms

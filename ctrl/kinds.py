@@ -21,7 +21,7 @@ _NAMES.update({f"{kind.lower()[:-1]}ies": kind for kind in KINDS if kind.endswit
 
 
 def kind_of(text: str) -> str:
-    """``vs``, ``virtualservices``, ``VirtualService`` as ``VirtualService``. Raises ValueError with a hint."""
+    """``vs``, ``virtualservices``, ``VirtualService`` as ``VirtualService``. Raises ValueError."""
     kind = _NAMES.get(text.lower())
     if kind is None:
         hint = nearest(text, KINDS) or f"; there are {', '.join(KINDS)}"

@@ -221,9 +221,7 @@ def unified(before: str, after: str, name: str) -> Iterator[Text]:
         [f"now: {name}", before] if before else ["/dev/null", ""],
         [f"then: {name}", after] if after else ["/dev/null", ""],
     )
-    for line in difflib.unified_diff(
-        _lines(old[1]), _lines(new[1]), old[0], new[0], lineterm="", n=3
-    ):
+    for line in difflib.unified_diff(_lines(old[1]), _lines(new[1]), old[0], new[0], lineterm="", n=3):
         style = ""
         if line.startswith(("---", "+++")):
             style = "bold"

@@ -16,6 +16,7 @@ from ctrl.kinds import KINDS
 from ctrl.show import Output
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+CHANGE, LOOK, RUN = "Change what proxies do", "Look", "Run and let in"  # groups of the help
 
 P = ParamSpec("P")
 
@@ -89,6 +90,7 @@ def asks(
     command's, and ``--api`` and ``--token-file`` come to them. Both may also stand before the command."""
 
     def register(body: Callable[Concatenate[Client, P], None]) -> None:
+        run: Callable[..., None] = body
         own = list(inspect.signature(body, eval_str=True).parameters.values())[1:]
         keyword = inspect.Parameter.KEYWORD_ONLY
         added = [
@@ -102,7 +104,7 @@ def asks(
             context, api, file = values.pop("context"), values.pop("api"), values.pop("token_file")
             before = context.find_root().obj or Place()
             with connect(Place(api or before.api, file or before.token_file)) as client:
-                body(client, **values)
+                run(client, **values)
 
         command.__name__ = body.__name__
         command.__doc__ = body.__doc__

@@ -1,0 +1,5 @@
+"""``python -m ctrl`` is ``fastproxyctl``."""
+
+from ctrl.cli import main
+
+main()

@@ -1,0 +1,199 @@
+"""``--wait``: follow a version until every proxy serves it, and say who does not and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from rich.progress import BarColumn, Progress, ProgressColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from ctrl import show
+from ctrl.client import ApiError, Client
+from ctrl.durations import spell
+from ctrl.show import number, word
+
+POLL_SECONDS = 10.0  # one long poll
+ROLLOUT_SECONDS = 1.0  # while a rollout goes on its state is asked for as well
+AGAIN_SECONDS = 0.5
+SPEAK_SECONDS = 5.0  # between two lines where no terminal is
+MOST_NAMED = 20
+
+COMMITTED, ABORTED, NONE = "committed", "aborted", "none"
+
+
+class Outcome(NamedTuple):
+    """progress: the last answer; aborted: why the rollout was taken back, empty when it was not."""
+
+    served: bool
+    progress: dict[str, Any]
+    aborted: str = ""
+    waited: float = 0.0
+
+
+class Bar:
+    """One line on standard error that is written over; where no terminal is a plain line now and then."""
+
+    def __init__(self) -> None:
+        self.console = show.err()
+        columns: list[ProgressColumn] = [
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} serving"),
+            TimeElapsedColumn(),
+        ]
+        self._progress = Progress(*columns, console=self.console, transient=True)
+        self._task: TaskID | None = None
+        self._spoken = time.monotonic()
+        self._words = ""
+
+    @contextmanager
+    def shown(self) -> Iterator[Bar]:
+        if not self.console.is_terminal:
+            yield self
+            return
+        with self._progress:
+            yield self
+
+    def update(self, words: str, done: int, total: int) -> None:
+        if self.console.is_terminal:
+            if self._task is None:
+                self._task = self._progress.add_task(words, total=max(total, 1))
+            self._progress.update(self._task, description=words, completed=done, total=max(total, done, 1))
+            return
+        now = time.monotonic()
+        stage = words != self._words and self._words != ""
+        if stage or now - self._spoken >= SPEAK_SECONDS:
+            show.hint(f"{words}: {done}/{total} serving")
+            self._spoken = now
+        self._words = words
+
+
+def wait(
+    client: Client,
+    version: int,
+    seconds: float,
+    *,
+    rollout: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+) -> Outcome:
+    """Until every connected proxy serves ``version``, or each of them has answered and one rejected it, or
+    ``seconds`` are over. The time of a rollout's stages does not count: they end by themselves.
+
+    A server that is away for a moment is asked again. Raises ApiError.
+    """
+    bar = Bar()
+    begin = clock()
+    deadline = begin + seconds
+    progress: dict[str, Any] = {}
+    seen: int | None = None
+    state: dict[str, Any] = {}
+    rolling = rollout
+    with bar.shown():
+        while True:
+            left = deadline - clock()
+            try:
+                if rolling:
+                    state = client.rollout()
+                    rolling = number(state, "version") == version and word(state, "state") not in (
+                        COMMITTED,
+                        ABORTED,
+                        NONE,
+                    )
+                    if not rolling:
+                        if aborted := _aborted(client, version, state):
+                            return Outcome(False, progress, aborted, clock() - begin)
+                        deadline, seen = clock() + seconds, None
+                        left = seconds
+                pause = ROLLOUT_SECONDS if rolling else POLL_SECONDS
+                progress = client.progress(version, 0 if seen is None else max(min(left, pause), 0), seen)
+            except ApiError as e:
+                if e.status not in (0, 502, 503) or left <= AGAIN_SECONDS:
+                    raise
+                time.sleep(AGAIN_SECONDS)
+                seen = None
+                continue
+            seen = number(progress, "seen")
+            serving, total = number(progress, "serving"), number(progress, "total")
+            bar.update(_words(version, state if rolling else {}), serving, total)
+            if rolling:
+                continue
+            refused = len(_rejected(progress))
+            if serving + refused >= total or clock() >= deadline:
+                return Outcome(not refused and serving >= total, progress, "", clock() - begin)
+
+
+def _aborted(client: Client, version: int, state: dict[str, Any]) -> str:
+    """Why a rollout that is over was aborted; empty: it was not."""
+    if number(state, "version") == version:
+        if word(state, "state") != ABORTED:
+            return ""
+        return word(state, "reason") or "no reason is given"
+    try:
+        what = word(client.entry(version), "what")
+    except ApiError as e:
+        if e.status != 404:
+            raise
+        return f"version {version} is not in the history"
+    return what if what.startswith(ABORTED) else ""
+
+
+def _words(version: int, state: dict[str, Any]) -> str:
+    return f"version {version}: {at_stage(state)}" if state else f"version {version}"
+
+
+def at_stage(state: dict[str, Any]) -> str:
+    """``baking 10% (stage 2 of 3)`` of an answer of /v1/rollout; ``preparing`` where there are no stages."""
+    stages, stage = state.get("stages"), number(state, "stage")
+    text = word(state, "state")
+    if not isinstance(stages, list) or not 1 <= stage <= len(stages):
+        return text
+    return f"{text} {word({'stage': stages[stage - 1]}, 'stage')} (stage {stage} of {len(stages)})"
+
+
+def _rejected(progress: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = progress.get("rejected")
+    return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+
+
+def tell(outcome: Outcome, version: int) -> None:
+    """The last line, and who is missing and why."""
+    progress = outcome.progress
+    serving, total = number(progress, "serving"), number(progress, "total")
+    if outcome.aborted:
+        show.fail(f"version {version} was not taken, all proxies stay on the one before: {outcome.aborted}")
+    elif outcome.served:
+        show.say(summary(progress, version))
+    else:
+        show.fail(
+            f"{serving}/{total} serve version {version} after {spell(int(outcome.waited * 1e6))}; "
+            "it stays applied, and they take it when they can"
+        )
+    for row in _rejected(progress)[:MOST_NAMED]:
+        show.hint(f"  {word(row, 'node')} rejected it: {word(row, 'error')}")
+    _name("rejected it", len(_rejected(progress)) - MOST_NAMED)
+    laggards = progress.get("laggards")
+    names = [word({"n": name}, "n") for name in laggards] if isinstance(laggards, list) else []
+    if names and not outcome.served and not outcome.aborted:
+        refused = {word(row, "node") for row in _rejected(progress)}
+        names = [name for name in names if name not in refused]
+        for name in names[:MOST_NAMED]:
+            show.hint(f"  {name} does not serve it yet")
+        _name("do not serve it yet", len(names) - MOST_NAMED)
+
+
+def _name(what: str, more: int) -> None:
+    if more > 0:
+        show.hint(f"  and {more} more {what}: {show.PROGRAM} status")
+
+
+def summary(progress: dict[str, Any], version: int) -> str:
+    """``1000/1000 serving version 42, p50 6 ms, max 31 ms``"""
+    total = number(progress, "total")
+    if not total:
+        return f"version {version} is served to nobody: no proxy is connected"
+    text = f"{number(progress, 'serving')}/{total} serving version {version}"
+    if number(progress, "maxUs"):
+        text += f", p50 {spell(number(progress, 'p50Us'))}, max {spell(number(progress, 'maxUs'))}"
+    return text
