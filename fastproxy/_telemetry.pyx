@@ -153,6 +153,7 @@ cdef class Drain:
     cdef dict gone              # worker -> (records, dropped, corrupt) of rings no longer there
     cdef uint64_t last_version
     cdef uint64_t records
+    cdef uint64_t failed        # of them, those that ended with a status of 500 or more
     cdef uint8_t *out           # the log: only the loop touches it
     cdef size_t fill
     cdef int fd
@@ -385,6 +386,10 @@ cdef class Drain:
         free(copy)
         return overflowed, out
 
+    def totals(self) -> tuple:
+        """(exchanges that have ended, those of them with a status of 500 or more) since the start."""
+        return word_read(&self.records), word_read(&self.failed)
+
     def run(self) -> None:
         """Drain until :meth:`stop`, then once more to the end. Sleeps 5 ms under pressure, 20 ms, or idle 50
         ms."""
@@ -497,6 +502,7 @@ cdef class Drain:
         if fresh:
             entry = &self.clusters.entries[cluster]
             entry.users += 1
+        self.failed += r.status >= 500
         series.duration_us += r.duration_us
         series.received += r.bytes_received
         series.sent += r.bytes_sent

@@ -46,7 +46,7 @@ def fastproxy(
 
 
 def run(**values: Any) -> None:
-    """Run the proxy: `--listen HOST:PORT --to HOST:PORT`, or `-c FILE|DIR`.
+    """Run the proxy: `--listen HOST:PORT --to HOST:PORT`, `-c FILE|DIR`, or `--control tcp://HOST:PORT`.
 
     Every flag is also a variable: FASTPROXY_LISTEN for --listen. SIGHUP reloads, SIGTERM drains, SIGINT ends.
     """

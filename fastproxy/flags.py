@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import socket
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, NamedTuple
 
@@ -27,6 +28,9 @@ class Flag(NamedTuple):
 
 INT32 = 2**31 - 1
 YEAR = 366 * 86400.0
+NODE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}"  # it names a file, too
+NAMESPACE = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+MAX_LABELS, MAX_LABEL = 256, 4096  # as fastproxy.wire.Attributes wants them
 MAX_NAME = 80  # Via and Server have fixed room in the core
 
 FLAGS: dict[str, Flag] = {
@@ -40,6 +44,12 @@ FLAGS: dict[str, Flag] = {
     "to": Flag(
         SOURCE, "Where the one-line proxy sends everything; parted by commas, or repeated.", "HOST:PORT"
     ),
+    "control": Flag(
+        SOURCE, "Resources from the control plane: tcp://HOST:PORT; parted by commas, or repeated.", "ADDRESS"
+    ),
+    "control_key": Flag(SOURCE, "Key of this proxy, made by fastproxyctl keys.", "FILE"),
+    "namespace": Flag(SOURCE, "Namespace of this proxy, for --control.", "NAME"),
+    "state": Flag(SOURCE, "Folder for the last good version, for --control; or off.", "DIR|off"),
     "workers": Flag(PROXY, "Worker processes; 0: one per processor.", high=1024),
     "admin": Flag(PROXY, "HOST:PORT or unix:///PATH of the admin API, or off.", "ADDRESS"),
     "node": Flag(PROXY, "Name of this proxy; default: the host's.", "NAME"),
@@ -138,7 +148,8 @@ class FlagError(Exception):
 def settings_from(values: dict[str, Any]) -> Settings:
     """Checked settings from parsed flags. Raises FlagError."""
     values = dict(values)
-    values["to"] = [a.strip() for text in values["to"] for a in text.split(",") if a.strip()]
+    for name in ("to", "control"):
+        values[name] = [a.strip() for text in values[name] for a in text.split(",") if a.strip()]
     values["label"] = dict(_label(text) for text in values["label"])
     settings = Settings(**values)
     check_ranges(settings)
@@ -146,12 +157,16 @@ def settings_from(values: dict[str, Any]) -> Settings:
         raise FlagError("to", "does not go with --config; write a VirtualService, or leave --config out")
     if settings.to and not settings.listen:
         raise FlagError("to", "needs --listen HOST:PORT, where the one-line proxy accepts requests")
-    if settings.listen and not (settings.to or settings.config):
+    if settings.listen and not (settings.to or settings.config or settings.control):
         raise FlagError(
             "listen", "needs --to HOST:PORT or --config FILE, else nothing says where requests go"
         )
-    if not settings.config and not settings.to:
-        raise FlagError("config", "say what to proxy: --listen HOST:PORT --to HOST:PORT, or -c FILE")
+    if not settings.config and not settings.to and not settings.control:
+        raise FlagError(
+            "config",
+            "say what to proxy: --listen HOST:PORT --to HOST:PORT, or -c FILE, or --control tcp://HOST:PORT",
+        )
+    check_control(settings)
     if settings.listen:
         check_address("listen", settings.listen)
     for address in settings.to:
@@ -171,6 +186,76 @@ def settings_from(values: dict[str, Any]) -> Settings:
     if settings.via and not re.fullmatch(r"[!#$%&'*+\-.^_`|~0-9A-Za-z:]+", settings.via):
         raise FlagError("via", f"{settings.via!r} is not a pseudonym (a token, RFC 9110 §7.6.3)")
     return settings
+
+
+def check_control(settings: Settings) -> None:
+    """What belongs to the control plane: its addresses, our key, the names that we go by. FlagError."""
+    if not settings.control:
+        for name, default in (("control_key", ""), ("namespace", "default"), ("state", "")):
+            if getattr(settings, name) != default:
+                raise FlagError(name, "is for --control tcp://HOST:PORT; leave it out, or give that too")
+        return
+    for name in ("config", "to"):
+        if getattr(settings, name):
+            raise FlagError(name, "does not go with --control: the control plane sends all resources")
+    if settings.control_key:
+        _take_name_of_key(settings)
+    for address in settings.control:
+        check_publisher(address, bool(settings.control_key))
+    if len(set(settings.control)) < len(settings.control):
+        raise FlagError("control", "names an address twice")
+    if not re.fullmatch(NAMESPACE, settings.namespace):
+        what = "lower-case letters, digits and - are wanted, at most 63"
+        raise FlagError("namespace", f"{settings.namespace!r} is no namespace: {what}")
+    node = settings.node or socket.gethostname()
+    if not re.fullmatch(NODE, node):
+        what = f"{node!r} is no name: letters, digits, '.', '_' and '-' are wanted, at most 200"
+        raise FlagError(
+            "node", what if settings.node else f"give this proxy a name; the host's is used, but {what}"
+        )
+    if len(settings.label) > MAX_LABELS:
+        raise FlagError("label", f"at most {MAX_LABELS} labels")
+    for key, value in settings.label.items():
+        if not key.isprintable() or not value.isprintable() or max(len(key), len(value)) > MAX_LABEL:
+            raise FlagError("label", f"{key[:40]!r}: at most {MAX_LABEL} printable characters")
+
+
+def _take_name_of_key(settings: Settings) -> None:
+    """A key belongs to one node: its name is this proxy's. FlagError."""
+    from fastproxy.keys import NODE as A_NODE
+    from fastproxy.keys import load_client_key
+
+    file = settings.control_key
+    try:
+        key = load_client_key(file)
+    except ValueError as e:
+        raise FlagError("control_key", str(e)) from None
+    if key.role != A_NODE:
+        raise FlagError(
+            "control_key", f"{file} is of the role {key.role}; a proxy needs one of the role {A_NODE}"
+        )
+    if settings.node and settings.node != key.name:
+        raise FlagError(
+            "node", f"{settings.node!r} is not whose key {file} is: {key.name!r}; leave --node out"
+        )
+    settings.node = key.name
+
+
+def check_publisher(address: str, has_key: bool) -> None:
+    """``tcp://HOST:PORT`` or ``ipc://PATH``; without a key, on this machine. FlagError."""
+    from fastproxy.sockets import check_address, loopback
+
+    if "://" not in address:
+        raise FlagError("control", f"{address!r} has no scheme; write tcp://{address}")
+    try:
+        check_address(address)
+    except ValueError as e:
+        raise FlagError("control", str(e)) from None
+    if re.match(r"tcp://(0\.0\.0\.0|\[::\]):", address):
+        raise FlagError("control", f"{address!r} is no address to connect to; name the control plane's host")
+    if not has_key and not loopback(address):
+        what = "is not on this machine: that needs --control-key FILE, which fastproxyctl keys makes"
+        raise FlagError("control", f"{address!r} {what}")
 
 
 def check_ranges(settings: Settings) -> None:

@@ -34,7 +34,7 @@ def main() -> int:
     import uvloop
 
     from fastproxy.agent.agent import Agent
-    from fastproxy.agent.config import StartError
+    from fastproxy.agent.source import StartError
     from fastproxy.settings import Settings
 
     async def serve() -> int:

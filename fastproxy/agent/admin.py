@@ -243,7 +243,7 @@ class Admin:
         if answer.version:
             return Json({"version": answer.version, "changed": answer.changed})
         problems = [p.to_json() for p in answer.problems]
-        return Json({"error": answer.error, "problems": problems}, 400)
+        return Json({"error": answer.error, "problems": problems}, answer.status)
 
     async def _drain(self, request: Request) -> Response:
         self._agent.drain()

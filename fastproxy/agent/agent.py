@@ -12,11 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from fastproxy.agent import log
-from fastproxy.agent.config import Configuration, StartError
+from fastproxy.agent.config import Configuration
 from fastproxy.agent.dns import Resolver
 from fastproxy.agent.listeners import ListenError, Listeners
 from fastproxy.agent.memory import SharedMemory
+from fastproxy.agent.orders import Orders
 from fastproxy.agent.publisher import Published, Publisher
+from fastproxy.agent.source import Source, StartError
 from fastproxy.agent.supervisor import Supervisor
 from fastproxy.agent.telemetry import Telemetry
 from fastproxy.settings import Settings
@@ -52,10 +54,24 @@ class Agent:
         self.supervisor = Supervisor(loop, settings, self.memory, module, spawner)
         self.listeners = Listeners()
         self.resolver = Resolver(self._on_resolved)
+        self.orders = Orders(self.memory.live)
         self.publisher = Publisher(
-            settings, self.supervisor, self.listeners, self.resolver, self.telemetry, self.memory.live
+            settings,
+            self.supervisor,
+            self.listeners,
+            self.resolver,
+            self.telemetry,
+            self.memory.live,
+            self.orders,
         )
-        self.config = Configuration(settings, self.publisher)
+        self.config: Source = self._new_source()
+
+    def _new_source(self) -> Source:
+        if not self.settings.control:
+            return Configuration(self.settings, self.publisher)
+        from fastproxy.agent.subscriber import Subscriber  # ZeroMQ is only for who needs it
+
+        return Subscriber(self.settings, self.publisher, self.telemetry, self.orders)
 
     async def run(self) -> int:
         """Serve until told to end; the exit code."""
@@ -92,7 +108,7 @@ class Agent:
         except ListenError as e:
             log.error(e.what, "--admin", e.do)
             return FAILED
-        if self.listeners.errors and not self.listeners.open:
+        if self.listeners.errors and not self.listeners.open and not self.settings.control:
             log.error("no listener could be opened", do="see above")
             return FAILED
         if published.outcome and published.outcome.missing:
@@ -191,7 +207,7 @@ class Agent:
         if self._draining:
             return "draining"
         if self.publisher.current is None:
-            return "no plan yet"
+            return self.config.waits_for()
         if not self._served:
             if not self.supervisor.serving():
                 return "workers are starting"

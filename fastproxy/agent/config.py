@@ -4,58 +4,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from fastproxy.agent import log
 from fastproxy.agent.publisher import Published, Publisher
 from fastproxy.agent.reading import Problem, Reader, ReadError, Reading
 from fastproxy.agent.shape import ShapeError, check_shape
+from fastproxy.agent.source import Answer, Source, StartError
 from fastproxy.agent.watch import Watch
 from fastproxy.oneline import one_line
 from fastproxy.settings import Settings
-from fastproxy.tables import Tables
 
 MAX_SHOWN = 20  # problems on standard error at a time
-LISTENER_RETRY = 1.0
-
-
 POSTED = "POST /config"
 
 
-class StartError(Exception):
-    """There is nothing to serve; the reasons have been said."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """To POST /config: ``version`` serves now, or why not."""
-
-    version: int = 0
-    changed: bool = False
-    problems: list[Problem] = field(default_factory=list)
-    error: str = ""
-
-
-class Configuration:
+class Configuration(Source):
     """Reads, compares, publishes. Reloads asked for while one runs are one more after it."""
 
     def __init__(self, settings: Settings, publisher: Publisher) -> None:
-        self._settings = settings
-        self._publisher = publisher
+        super().__init__(settings, publisher)
         self._reader = Reader(settings)
-        self._lock = asyncio.Lock()
         self._wanted = asyncio.Event()
-        self._resolve = asyncio.Event()
         self._watch = Watch(settings.config) if settings.config else None
         self._documents: list[Any] = []
         self._said: set[str] = set()
         self._warned: set[str] = set()
         self._asked = False
         self.source = settings.config or "--to"
-        self.problems: list[Problem] = []
-        self.reloads = 0
-        self.failures = 0
 
     def __repr__(self) -> str:
         return f"<Configuration of {self.source}: {len(self.problems)} problems, {self.reloads} reloads>"
@@ -87,7 +63,7 @@ class Configuration:
 
     async def run(self) -> None:
         """Follow changes of the file, wishes to reload, and names that resolve anew."""
-        jobs = [self._reload_when_wanted(), self._publish_when_resolved(), self._retry_listeners()]
+        jobs = [super().run(), self._reload_when_wanted()]
         if self._watch:
             jobs.append(self._want_on_change(self._watch))
         await asyncio.gather(*jobs)
@@ -96,15 +72,11 @@ class Configuration:
         await self._reader.close()
 
     def ask_reload(self) -> None:
-        """SIGHUP. Whoever sends it gets an answer, also where nothing is new."""
         if self._settings.config:
             self._asked = True
             self._wanted.set()
         else:
             log.info("nothing to read again: the configuration is --listen and --to")
-
-    def on_resolved(self) -> None:
-        self._resolve.set()
 
     async def replace(self, text: bytes) -> Answer:
         """Put these documents in the place of all others; with any problem nothing changes."""
@@ -194,45 +166,15 @@ class Configuration:
             self._watch.mark()
         return await self._reader.read(self._documents, path=self._settings.config)
 
-    async def _publish(self, tables: Tables) -> bool:
-        """False: these serve already."""
-        if self._publisher.is_current(tables):
-            return False
-        await self._publisher.publish(tables)
-        return True
-
     async def _want_on_change(self, watch: Watch) -> None:
         while True:
             await watch.changed()
             watch.mark()
             self._wanted.set()
 
-    async def _publish_when_resolved(self) -> None:
-        while True:
-            await self._resolve.wait()
-            self._resolve.clear()
-            async with self._lock:
-                now = self._publisher.current
-                if now is None:
-                    continue
-                try:
-                    await self._publish(now.tables)
-                except ValueError as e:
-                    log.error(f"names resolved anew, but: {e}", do=f"version {now.version} goes on")
-
-    async def _retry_listeners(self) -> None:
-        while True:
-            await asyncio.sleep(LISTENER_RETRY)
-            if self._publisher.listeners.errors:
-                async with self._lock:
-                    self._publisher.retry_listeners()
-
     def _take(self, reading: Reading) -> None:
         self.problems = reading.problems
         self._documents = reading.documents
-
-    def _version(self) -> int:
-        return self._publisher.current.version if self._publisher.current else 0
 
     def _say(self, reading: Reading, again: bool = False) -> None:
         """Each problem once, until it changes or is gone; ``again``: those that were said, too."""

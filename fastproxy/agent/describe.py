@@ -32,6 +32,7 @@ def plan(agent: Agent) -> dict[str, Any]:
             for w in agent.supervisor.workers
         ],
     }
+    out |= agent.config.describe()
     if now is None:
         return out
     tables = now.tables
@@ -110,6 +111,7 @@ def metrics(agent: Agent) -> bytes:
         ("fastproxy_workers_died_total", "counter", "Workers replaced.", agent.supervisor.deaths),
     ):
         text.simple(name, kind, meaning, [("", value)])
+    agent.config.metrics(text)
     return text.bytes()
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import fcntl
+import functools
 import gc
 import hashlib
 import mmap
 import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgpack
 
@@ -23,8 +25,9 @@ from fastproxy._balance import Live
 from fastproxy.agent import log
 from fastproxy.agent.dns import Resolver, names_of
 from fastproxy.agent.listeners import Listeners
+from fastproxy.agent.orders import Orders
 from fastproxy.agent.supervisor import Outcome, Supervisor
-from fastproxy.plan import compile_plan
+from fastproxy.plan import Compiled, compile_plan
 from fastproxy.settings import Settings
 from fastproxy.slots import Slots
 from fastproxy.tables import Tables
@@ -32,6 +35,10 @@ from fastproxy.tables import Tables
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 RESOLVE_PATIENCE = 1.0  # a plan waits so long for the first answers to new names
 NICE = 10  # compiling never competes with traffic
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Names(Protocol):
@@ -47,9 +54,16 @@ class Names(Protocol):
     ) -> None: ...
 
 
+class PlanRefused(ValueError):
+    """Workers did not take the plan; the one before goes on."""
+
+
 @dataclass(slots=True)
 class Published:
-    """One version. ``fd`` is the sealed block, ``hash`` of the tables, times in seconds."""
+    """One version. ``fd`` is the sealed block, ``hash`` of the tables, times in seconds.
+
+    clusters, endpoints: their slots in live memory, by cluster key and by ``service|address``.
+    """
 
     version: int
     tables: Tables
@@ -58,6 +72,8 @@ class Published:
     hash: str
     compile_seconds: float
     at: float
+    clusters: dict[str, int]
+    endpoints: dict[str, int]
     resolved: dict[str, list[str]] = field(default_factory=dict)
     outcome: Outcome | None = None
 
@@ -66,8 +82,16 @@ class Published:
         return _plan.PlanView(mmap.mmap(self.fd, self.size, prot=mmap.PROT_READ))
 
 
+@dataclass(slots=True)
+class Prepared:
+    """A plan that is made and does not serve: for :meth:`Publisher.commit`, or :meth:`Publisher.drop`."""
+
+    made: Published
+    compiled: Compiled
+
+
 class Publisher:
-    """One publication at a time; the caller serialises. Versions count up by one from 1."""
+    """One call at a time; the caller serialises. Versions count up from 1, by one where none is dropped."""
 
     def __init__(
         self,
@@ -77,13 +101,17 @@ class Publisher:
         resolver: Resolver,
         names: Names,
         live: Live,
+        orders: Orders,
     ) -> None:
         self._supervisor = supervisor
         self._resolver = resolver
         self._names = names
         self._live = live
+        self._orders = orders
         self._slots = Slots(settings.max_clusters, settings.max_endpoints)
         self._compiler = ThreadPoolExecutor(1, "fastproxy-compile", _lower_priority)
+        self._prepared: list[Prepared] = []
+        self._version = 0  # of the plan that was made last
         self.listeners = listeners
         self.epoch = time.time_ns() // 1_000_000
         self.current: Published | None = None
@@ -94,38 +122,63 @@ class Publisher:
     def is_current(self, tables: Tables) -> bool:
         """Publishing these would change nothing."""
         now = self.current
-        return now is not None and now.tables == tables and now.resolved == self._resolver.resolved
+        return now is not None and now.tables == tables and now.resolved == self._resolved(tables)
 
     async def publish(self, tables: Tables) -> Published:
-        """Raises ValueError where the tables cannot become a plan; the old plan then goes on."""
-        loop = asyncio.get_running_loop()
-        before = self.current
-        await self._resolver.follow(names_of(tables), RESOLVE_PATIENCE)
+        """Raises ValueError where the tables cannot become a plan, or no worker takes it; the old plan then
+        goes on."""
+        now = self.current
+        if now and self._differ_in_orders_only(now, tables):
+            # no plan holds an order: a breaker is tripped at once, however long a compile would take
+            self._orders.apply(tables["breakers"], now.clusters, now.endpoints)
+            now.tables, now.hash = tables, await self.in_thread(_hash, tables)
+            return now
+        return await self.commit(await self.prepare(tables))
+
+    async def prepare(self, tables: Tables) -> Prepared:
+        """Make the plan and hold it; nothing that serves changes. ValueError: it cannot be made."""
+        await self._resolver.follow(names_of(tables) | self._followed(), RESOLVE_PATIENCE)
         self._release_slots()
-        version = before.version + 1 if before else 1
-        resolved = self._resolver.resolved
+        version = self._version + 1
         try:
-            published = await loop.run_in_executor(self._compiler, self._compile, tables, version, resolved)
-        except ValueError:
-            if before:
-                await self._resolver.follow(names_of(before.tables), 0)
+            prepared = await self.in_thread(self._compile, tables, version, self._resolved(tables))
+        except BaseException:
+            await self._resolver.follow(self._followed(), 0)
             raise
-        leaving = self.listeners.leaving(tables["listeners"])
-        moved = [name for name in leaving if name in tables["listeners"]]
-        self._close(moved)
-        opened = self.listeners.add(tables["listeners"])
-        published.outcome = await self._supervisor.publish(version, published.fd)
-        for name, sock in opened.items():
-            self._supervisor.listen(name, sock)
-        gone = [name for name in leaving if name not in moved]
-        self._close(gone)
-        for name in gone:
-            log.warning(f"listener {name} is closed", do="the resources do not name it any more")
-        self.current = published
-        if before:
-            os.close(before.fd)
-        self.report_listeners()
-        return published
+        self._version = version
+        self._prepared.append(prepared)
+        return prepared
+
+    async def commit(self, prepared: Prepared) -> Published:
+        """Serve what was prepared. It is made anew where names resolve to other addresses by now, or another
+        plan was published in between. Raises ValueError as :meth:`publish` does."""
+        before = self.current
+        made, tables = prepared.made, prepared.made.tables
+        old = before is not None and made.version < before.version
+        if old or made.resolved != self._resolved(tables):
+            self.drop(prepared)
+            prepared = await self.prepare(tables)
+            made = prepared.made
+        await self.in_thread(self._tell_names, prepared.compiled)
+        self._prepared.remove(prepared)
+        try:
+            await self._swap(made, before)
+        except PlanRefused:
+            os.close(made.fd)
+            raise
+        finally:
+            await self._resolver.follow(self._followed(), 0)
+        return made
+
+    def drop(self, prepared: Prepared) -> None:
+        """Forget what was prepared."""
+        self._prepared.remove(prepared)
+        os.close(prepared.made.fd)
+
+    async def in_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Do this where plans are compiled: one after the other, and never at the cost of traffic."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._compiler, functools.partial(work, *args, **kwargs))
 
     def retry_listeners(self) -> None:
         """Try again to open what could not be opened, say because its port was in use."""
@@ -140,6 +193,8 @@ class Publisher:
 
     def close(self) -> None:
         self._compiler.shutdown()
+        for prepared in list(self._prepared):
+            self.drop(prepared)
         if self.current:
             os.close(self.current.fd)
             self.current = None
@@ -149,7 +204,35 @@ class Publisher:
             self._supervisor.unlisten(name)
             self.listeners.close(name)
 
-    def _compile(self, tables: Tables, version: int, resolved: dict[str, list[str]]) -> Published:
+    async def _swap(self, made: Published, before: Published | None) -> None:
+        """Sockets, orders, workers; PlanRefused after going back."""
+        made.outcome = outcome = await self._give(made)
+        if outcome.rejected and before:
+            await self._give(before)
+            worker, reason = next(iter(outcome.rejected.items()))
+            raise PlanRefused(f"worker {worker} rejected the plan: {reason}")
+        self.current = made
+        if before:
+            os.close(before.fd)
+        self.report_listeners()
+
+    async def _give(self, plan: Published) -> Outcome:
+        table = plan.tables["listeners"]
+        leaving = self.listeners.leaving(table)
+        moved = [name for name in leaving if name in table]
+        self._close(moved)
+        opened = self.listeners.add(table)
+        self._orders.apply(plan.tables["breakers"], plan.clusters, plan.endpoints)
+        outcome = await self._supervisor.publish(plan.version, plan.fd)
+        for name, sock in opened.items():
+            self._supervisor.listen(name, sock)
+        gone = [name for name in leaving if name not in moved]
+        self._close(gone)
+        for name in gone:
+            log.warning(f"listener {name} is closed", do="the resources do not name it any more")
+        return outcome
+
+    def _compile(self, tables: Tables, version: int, resolved: dict[str, list[str]]) -> Prepared:
         """In a thread, so that the admin API answers meanwhile."""
         started = time.monotonic()
         gc.disable()  # all of it is alive: walking it again and again would double the time
@@ -158,23 +241,47 @@ class Publisher:
         finally:
             gc.enable()
         _plan.PlanView(compiled.plan).check()
-        self._names.names(
+        made = Published(
             version,
+            tables,
+            seal(compiled.plan),
+            len(compiled.plan),
+            _hash(tables),
+            time.monotonic() - started,
+            time.time(),
+            {cluster.name: slot for slot, cluster in compiled.clusters.items()},
+            {endpoint.key: slot for slot, endpoint in compiled.endpoints.items()},
+            resolved,
+        )
+        return Prepared(made, dataclasses.replace(compiled, plan=b""))
+
+    def _tell_names(self, compiled: Compiled) -> None:
+        """Before a worker gets the plan: from then on there may be records of it."""
+        self._names.names(
+            compiled.version,
             {number: route.name for number, route in enumerate(compiled.routes)},
             {slot: cluster.name for slot, cluster in compiled.clusters.items()},
             {slot: endpoint.name for slot, endpoint in compiled.endpoints.items()},
             dict(enumerate(compiled.listeners)),
         )
-        return Published(
-            version,
-            tables,
-            seal(compiled.plan),
-            len(compiled.plan),
-            hashlib.sha256(msgpack.packb(tables)).hexdigest(),
-            time.monotonic() - started,
-            time.time(),
-            resolved,
-        )
+
+    def _known(self) -> list[Published]:
+        """Every plan that serves or may."""
+        return [*([self.current] if self.current else []), *(p.made for p in self._prepared)]
+
+    def _followed(self) -> set[str]:
+        return {host for plan in self._known() for host in plan.resolved}
+
+    def _resolved(self, tables: Tables) -> dict[str, list[str]]:
+        known = self._resolver.resolved
+        return {host: known.get(host, []) for host in sorted(names_of(tables))}
+
+    def _differ_in_orders_only(self, now: Published, tables: Tables) -> bool:
+        def rest(some: Tables) -> dict[str, Any]:
+            policies = {key: row["policy"] for key, row in some["breakers"].items() if "policy" in row}
+            return {**some, "breakers": policies}
+
+        return rest(now.tables) == rest(tables) and now.resolved == self._resolved(tables)
 
     def _release_slots(self) -> None:
         """Give back the slots of what no plan has any more and nothing counts in."""
@@ -182,6 +289,9 @@ class Publisher:
         if any(self._live.gauges(w.index)["plans"] > 1 for w in workers):
             return
         clusters, endpoints = self._slots.clusters.retired(), self._slots.endpoints.retired()
+        for plan in self._known():  # a plan that was made later and dropped does not retire what serves
+            clusters = {name: slot for name, slot in clusters.items() if name not in plan.clusters}
+            endpoints = {name: slot for name, slot in endpoints.items() if name not in plan.endpoints}
         idle = [n for n, slot in clusters.items() if not self._live.cluster(slot)["active"]]
         gone = []
         for name, slot in endpoints.items():
@@ -190,6 +300,10 @@ class Publisher:
                 self._live.set_health(slot, 0)
                 gone.append(name)
         self._slots.release(idle, gone)
+
+
+def _hash(tables: Tables) -> str:
+    return hashlib.sha256(msgpack.packb(tables)).hexdigest()
 
 
 def _lower_priority() -> None:

@@ -117,6 +117,10 @@ class Telemetry:
         if self._log != "off":
             self._drain.set_log(*open_log(self._log))
 
+    def totals(self) -> tuple[int, int]:
+        """Exchanges that have ended since the start, and those of them with a status of 500 or more."""
+        return self._drain.totals()
+
     def expose(self) -> bytes:
         """All metrics as text (``metrics.CONTENT_TYPE``). Many series take milliseconds: call it from a
         thread."""
