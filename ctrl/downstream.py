@@ -23,7 +23,10 @@ from ctrl.lanes import (
     MAX_ANSWERS,
     MAX_ASK,
     MAX_SUBSCRIPTION,
+    SUBSCRIPTIONS,
+    SUBSCRIPTIONS_A_SECOND,
     Lane,
+    Pace,
     Peer,
     at_port,
     bind,
@@ -139,6 +142,7 @@ class Downstream:
         self._own_context = context is None
         self._context = context
         self._lanes: list[Lane] = []
+        self._pace = Pace(SUBSCRIPTIONS, SUBSCRIPTIONS_A_SECOND)
         self._joined: deque[float] = deque(maxlen=JITTER_MOST // JITTER_EACH)
         self._packing = asyncio.Semaphore(PACKERS)
         self._lines = float(LINES_A_MINUTE)
@@ -157,14 +161,14 @@ class Downstream:
             self._authority.on_refused = self._authority.on_refused or self._ears.refuse
             self._authority.start(self._context)
         kinds = (
-            (zmq.XPUB, MAX_SUBSCRIPTION, UPDATES, self._on_subscription),
-            (zmq.ROUTER, MAX_ASK, SNAPSHOTS, self._on_ask),
-            (zmq.ROUTER, MAX_ANSWERS, 1000, self._on_told),
+            (zmq.XPUB, MAX_SUBSCRIPTION, UPDATES, 2, self._on_subscription),
+            (zmq.ROUTER, MAX_ASK, SNAPSHOTS, 16, self._on_ask),
+            (zmq.ROUTER, MAX_ANSWERS, 1000, 4, self._on_told),
         )
         addresses: list[str] = []
         try:
-            for kind, most, queue, on_message in kinds:
-                socket = open_lane(self._context, kind, self._curve, most=most, queue=queue)
+            for kind, most, queue, heard, on_message in kinds:
+                socket = open_lane(self._context, kind, self._curve, most=most, queue=queue, heard=heard)
                 if kind == zmq.XPUB:
                     socket.setsockopt(zmq.XPUB_MANUAL, 1)
                 addresses.append(bind(socket, self._place(addresses)))
@@ -252,17 +256,24 @@ class Downstream:
         frame = frames[0]
         verb, topic = frame[:1], frame[1:]
         socket = self._lanes[0].socket
+        # a subscription costs memory whether it is one of ours or not: what is wrong ends the connection
         if len(frames) != 1 or verb not in (b"\0", b"\1"):
-            self._on_garbage(peer, "sends to the publish socket")
-        elif not _is_topic(topic):
-            if verb == b"\1":
-                self._on_garbage(peer, f"subscribes to {topic[:40]!r}, which is no topic")
+            self._cut(peer, "sends to the publish socket")
         elif verb == b"\0":
-            socket.setsockopt(zmq.UNSUBSCRIBE, topic)
+            if _is_topic(topic):
+                socket.setsockopt(zmq.UNSUBSCRIBE, topic)
+        elif not _is_topic(topic):
+            self._cut(peer, f"subscribes to {topic[:40]!r}, which is no topic")
+        elif not self._pace.take(peer.descriptor):
+            self._cut(peer, "subscribes to one topic after the other")
         else:
             socket.setsockopt(zmq.SUBSCRIBE, topic)
             if topic.startswith(b"p/"):
                 self.publish([topic, *encode(self._announce())])
+
+    def _cut(self, peer: Peer, why: str) -> None:
+        self._on_garbage(peer, why)
+        peer.cut(int(self.address.rpartition(":")[2]))
 
     def _announce(self) -> Announce:
         now = time.monotonic()

@@ -89,7 +89,7 @@ def add_node(folder: str | os.PathLike[str], name: str, role: str = NODE) -> Pat
         taken = next((entry for entry in entries if entry.name == name), None)
         if taken or path.exists():
             raise KeyError_(
-                f"{name} has a key already; to replace it: fastproxyctl keys revoke {folder} {name}, "
+                f"{name} has a key already; to replace it: fastproxyctl keys revoke {name} --keys {folder}, "
                 "then make the new one"
                 if taken
                 else f"{path} is there already; move it away first"

@@ -7,12 +7,16 @@ sends large bodies without copying them: a snapshot that a thousand proxies wait
 from __future__ import annotations
 
 import asyncio
+import os
+import socket as system
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import zmq
 
 from fastproxy.sockets import BATCH, MAX_FRAMES, Readable, loopback, open_socket
+from fastproxy.wire import MAX_HEADER, MAX_REPORT
 
 if TYPE_CHECKING:
     from fastproxy.keys import Curve
@@ -20,8 +24,9 @@ if TYPE_CHECKING:
 DOMAIN = "fastproxy"  # of ZAP: see ctrl.zap
 COPY_BELOW = 1024  # bytes; a copy is cheaper than sharing
 MAX_SUBSCRIPTION = 1024
-MAX_ASK = 256 * 1024
-MAX_ANSWERS = 4 * 1024 * 1024
+MAX_ASK = MAX_HEADER + 1024
+MAX_ANSWERS = MAX_REPORT + 1024
+SUBSCRIPTIONS, SUBSCRIPTIONS_A_SECOND = 100, 0.5  # at once and later, of one connection: a proxy makes two
 
 OnMessage = Callable[["Peer", list[bytes]], None]
 
@@ -29,11 +34,52 @@ OnMessage = Callable[["Peer", list[bytes]], None]
 class Peer:
     """Who sent a message: its address and, under CURVE, its public key (Z85)."""
 
-    __slots__ = ("address", "key")
+    __slots__ = ("_frame", "address", "key")
 
     def __init__(self, frame: zmq.Frame) -> None:
         self.address = _told(frame, "Peer-Address").removeprefix("::ffff:")
         self.key = _told(frame, "User-Id").encode()
+        self._frame = frame
+
+    @property
+    def descriptor(self) -> int:
+        """Of its connection; -1 where ZeroMQ made the message itself. It may be closed, or another's, by
+        now."""
+        try:
+            return int(self._frame.get(zmq.SRCFD))
+        except (zmq.ZMQError, TypeError, ValueError):
+            return -1
+
+    def cut(self, port: int) -> None:
+        """End its connection to the socket bound to ``port``. ZeroMQ has no word for that.
+
+        Should the descriptor belong to another connection by now, that one is made anew by its owner.
+        """
+        try:
+            with system.socket(fileno=os.dup(self.descriptor)) as connection:
+                if connection.getsockname()[1] == port:
+                    connection.shutdown(system.SHUT_RDWR)
+        except (OSError, IndexError):
+            return
+
+
+class Pace:
+    """How often each connection may do something: ``burst`` at once, then ``a_second``."""
+
+    __slots__ = ("_a_second", "_burst", "_left")
+
+    def __init__(self, burst: float, a_second: float) -> None:
+        self._burst = burst
+        self._a_second = a_second
+        self._left: dict[int, tuple[float, float]] = {}  # there are only so many descriptors
+
+    def take(self, descriptor: int) -> bool:
+        """Whether it may once more."""
+        now = time.monotonic()
+        left, since = self._left.get(descriptor, (self._burst, now))
+        left = min(self._burst, left + (now - since) * self._a_second)
+        self._left[descriptor] = (max(left - 1, 0), now)
+        return left >= 1
 
 
 def _told(frame: zmq.Frame, name: str) -> str:
@@ -116,10 +162,20 @@ def at_port(address: str, port: int) -> str:
 
 
 def open_lane(
-    context: zmq.Context[zmq.Socket[bytes]], kind: int, curve: Curve | None, *, most: int, queue: int
+    context: zmq.Context[zmq.Socket[bytes]],
+    kind: int,
+    curve: Curve | None,
+    *,
+    most: int,
+    queue: int,
+    heard: int,
 ) -> zmq.Socket[bytes]:
-    """A socket to bind; whoever connects is asked about at the allow list when there are keys."""
-    return open_socket(
+    """A socket to bind; whoever connects is asked about at the allow list when there are keys.
+
+    most: bytes of a message that is heard. queue, heard: messages that wait for one peer, and of it. Few of
+    the latter: who sends more waits. XPUB takes all that wait in one go, without a limit but this.
+    """
+    socket = open_socket(
         context,
         kind,
         curve=curve,
@@ -127,6 +183,8 @@ def open_lane(
         max_message=most,
         queue=queue,
     )
+    socket.setsockopt(zmq.RCVHWM, heard)
+    return socket
 
 
 def check_bind(address: str, keys: bool) -> int:

@@ -128,7 +128,7 @@ def load_client_key(path: str | os.PathLike[str]) -> KeyFile:
     if key.role == SERVER:
         raise KeyError_(
             f"{path} is the key of the control plane itself; make one for this proxy: "
-            "fastproxyctl keys node DIR NAME"
+            "fastproxyctl keys node NAME --keys DIR"
         )
     return key
 
