@@ -9,7 +9,7 @@ from fastproxy.resources.breaker import BreakerOrderSpec
 from fastproxy.resources.breakers import Targets, orders
 from fastproxy.resources.clusters import cluster_key
 from fastproxy.resources.documents import Document
-from fastproxy.resources.exports import visible
+from fastproxy.resources.exports import NOWHERE, audience, meet, visible
 from fastproxy.resources.problem import PathPart, Problem, nearest
 from fastproxy.resources.registry import Registry
 from fastproxy.resources.virtual_service import Destination
@@ -52,7 +52,7 @@ class _Adviser:
     def _destinations(self, document: Document) -> Iterator[Problem]:
         for i, http in enumerate(document.resource.spec.http):
             for j, given in enumerate(http.route):
-                wrong = self._missing(given.destination, document.namespace)
+                wrong = self._missing(given.destination, document)
                 if wrong is not None:
                     path = ("spec", "http", i, "route", j, "destination", *wrong[0])
                     yield document.problem(path, f"{wrong[1]}; requests sent there are answered 503 NC")
@@ -96,11 +96,13 @@ class _Adviser:
             return ("port",), _no_port(service.host, spec.port, [p.number for p in service.ports])
         return ("subset",), self._no_subset(service.host, service.ports[0].number, spec.subset or "")
 
-    def _missing(self, target: Destination, namespace: str) -> Told | None:
+    def _missing(self, target: Destination, document: Document) -> Told | None:
         """Which part of a destination names nothing, and in words."""
-        service = self._registry.lookup(target.host, namespace)
+        service = self._registry.lookup(target.host, document.namespace)
         if service is None:
-            return ("host",), self._no_host(target.host, namespace)
+            return ("host",), self._no_host(target.host, document.namespace)
+        if audience(document) != NOWHERE and not meet(service.document, document):
+            return ("host",), f"{service.document.source} is not exported to where this is"
         number = target.port.number if target.port is not None else None
         port = service.port(number)
         if port is None:

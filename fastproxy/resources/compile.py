@@ -111,7 +111,8 @@ def _address(tables: Tables) -> tuple[str, int]:
     return row["address"], row["port"]
 
 
-def _gateways(document: Document) -> set[str]:
+def bound_to(document: Document) -> set[str]:
+    """The gateways of a VirtualService, as ns/name, or the mesh."""
     given = document.resource.spec.gateways
     return {MESH} if given is None else {gateway_name(g, document.namespace) for g in given}
 
@@ -123,7 +124,7 @@ def _gateway_shares(
     translators: dict[frozenset[str], Translator] = {}
     out: dict[str, list[Share]] = {}
     for document in services:
-        bound = _gateways(document)
+        bound = bound_to(document)
         hosts: dict[str, set[str]] = {}
         for mine in document.resource.spec.hosts if bound & opening.gateways else ():
             for entry in opening.answering(mine):
@@ -150,7 +151,7 @@ def _mesh_shares(
     translator = Translator(registry, problems, frozenset({MESH}), 0)
     out: dict[str, list[Share]] = {}
     for document in services:
-        if MESH not in _gateways(document):
+        if MESH not in bound_to(document):
             continue
         hosts: dict[str, None] = {}
         for mine in document.resource.spec.hosts:
@@ -209,7 +210,7 @@ def _matches_all(match: Match) -> bool:
 
 def _add_defaults(tables: Tables, services: list[Document], registry: Registry) -> None:
     """A service without a VirtualService is reached on the mesh by its names."""
-    claimed = {h for d in services if MESH in _gateways(d) for h in d.resource.spec.hosts if "*" in h}
+    claimed = {h for d in services if MESH in bound_to(d) for h in d.resource.spec.hosts if "*" in h}
     for service in registry.services.values():
         if not claimed.isdisjoint(covering(service.host)):
             continue

@@ -69,12 +69,17 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class Document:
-    """One good document. ``resource`` is its schema model, one of the classes in KINDS."""
+    """One good document. ``resource`` is its schema model, one of the classes in KINDS.
+
+    marks: None where they were given up for memory. memo: what was made of this document alone, for who makes
+    it again; see :mod:`fastproxy.resources.routes`.
+    """
 
     row: Row
     resource: Any
-    marks: Marks = field(repr=False)
+    marks: Marks | None = field(repr=False)
     first_line: int
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def identity(self) -> Identity:
@@ -89,8 +94,14 @@ class Document:
         """``VirtualService default/catalog``"""
         return f"{self.row.kind} {self.row.namespace}/{self.row.name}"
 
+    def lean(self, text: str, line: int) -> Document:
+        """This document to be kept for long, as ``text`` that starts on ``line``: without its marks, which
+        are half of it. Who asks for a line then has the text parsed again."""
+        return Document(self.row._replace(text=text, line=line), self.resource, None, line)
+
     def problem(self, path: tuple[PathPart, ...], message: str) -> Problem:
-        line = self.first_line + line_of(self.marks, path)
+        marks = parse(self.row.text)[1] if self.marks is None else self.marks
+        line = self.first_line + line_of(marks, path)
         return Problem(self.row.file, line, field_path(path), message, *self.identity)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from fastproxy.resources.documents import Document
-from fastproxy.resources.exports import meet
+from fastproxy.resources.exports import meet, visible
 from fastproxy.resources.problem import Problem
 from fastproxy.resources.traffic import ServiceEntrySpec, ServicePort, WorkloadEntrySpec, wrong_address
 from fastproxy.tables import Endpoint
@@ -24,6 +24,7 @@ class Service:
     resolution: str
     workloads: list[tuple[WorkloadEntrySpec, dict[str, str]]]
     aliases: list[str] = field(default_factory=list)  # other hosts that clients know it by
+    numbers: tuple[int, ...] = ()  # of its ports
 
     def port(self, number: int | None) -> ServicePort | None:
         """The port of that number; without a number the only one."""
@@ -48,10 +49,15 @@ class Service:
 
 
 class Registry:
-    """All services by host, and the lookup of the short names that Kubernetes users write."""
+    """All services by host, and the lookup of the short names that Kubernetes users write.
+
+    Services of one host that no proxy sees together are no error. Tables for all namespaces have the first of
+    them; a lookup gives each namespace its own.
+    """
 
     def __init__(self, documents: Iterable[Document], problems: list[Problem]) -> None:
         self.services: dict[str, Service] = {}
+        self._others: dict[str, list[Service]] = {}
         documents = list(documents)
         workloads = [d for d in documents if d.row.kind == "WorkloadEntry"]
         for document in documents:
@@ -61,6 +67,13 @@ class Registry:
 
     def lookup(self, host: str, namespace: str) -> Service | None:
         """The service that ``host`` means in ``namespace``: as written, else as Kubernetes expands it."""
+        found = self._find(host, namespace)
+        if found is None or found.host not in self._others:
+            return found
+        same = (found, *self._others[found.host])
+        return next((s for s in same if visible(s.document, namespace)), found)
+
+    def _find(self, host: str, namespace: str) -> Service | None:
         found = self.services.get(host)
         if found is not None:
             return found
@@ -84,19 +97,30 @@ class Registry:
         members: list[tuple[WorkloadEntrySpec, dict[str, str]]] = [(e, e.labels) for e in spec.endpoints]
         if spec.workloadSelector is not None:
             members = _select(document, spec, workloads, problems)
-        taken = [(i, host) for i, host in enumerate(spec.hosts) if host in self.services]
-        for i, host in taken:
-            if not meet(document, self.services[host].document):
-                continue  # no proxy sees both; in tables for all namespaces the first stands
-            message = f"{host} is already a host of {self.services[host].document.source}"
+        taken = [
+            (i, o) for i, host in enumerate(spec.hosts) if (o := self._rival(host, document)) is not None
+        ]
+        for i, other in taken:
+            message = f"{other.host} is already a host of {other.document.source}"
             problems.append(document.problem(("spec", "hosts", i), message))
+        numbers = tuple(p.number for p in spec.ports)
         for host in spec.hosts if not taken else ():
             mine = members
             if spec.resolution == "DNS" and not spec.endpoints and spec.workloadSelector is None:
                 mine = [(WorkloadEntrySpec(address=host.strip("[]")), {})]
-            self.services[host] = Service(
-                host, document, spec.ports, spec.resolution, mine, list(spec.addresses)
+            service = Service(
+                host, document, spec.ports, spec.resolution, mine, list(spec.addresses), numbers
             )
+            if self.services.setdefault(host, service) is not service:
+                self._others.setdefault(host, []).append(service)
+
+    def _rival(self, host: str, document: Document) -> Service | None:
+        """Who has this host already, where a proxy sees both."""
+        first = self.services.get(host)
+        if first is None:
+            return None
+        same = (first, *self._others.get(host, ()))
+        return next((s for s in same if meet(s.document, document)), None)
 
     def _name(self) -> None:
         """A host ``x.ns.svc.cluster.local`` is also known as x.ns.svc, x.ns and, where nobody else is, x."""

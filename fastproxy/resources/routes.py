@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import cast
 
 from fastproxy.resources.clusters import cluster_key
 from fastproxy.resources.documents import Document
 from fastproxy.resources.problem import PathPart, Problem
-from fastproxy.resources.registry import Registry
+from fastproxy.resources.registry import Registry, Service
 from fastproxy.resources.virtual_service import (
     Headers,
     HTTPMatch,
@@ -32,8 +33,25 @@ def gateway_name(text: str, namespace: str) -> str:
     return text if text == MESH or "/" in text else f"{namespace}/{text}"
 
 
+Fact = tuple[str, tuple[int, ...]] | None  # of a service that was looked up: its host and ports
+
+
+@dataclass(slots=True)
+class Translation:
+    """What became of one document in one place. ``asked``: what it depends on besides the document, so it
+    holds as long as the registry answers the same."""
+
+    routes: list[Route] = field(default_factory=list)
+    elsewhere: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+    asked: dict[str, Fact] = field(default_factory=dict)  # by host
+
+
 class Translator:
-    """Translates VirtualServices for one place: the gateways that open a listener, or the mesh."""
+    """Translates VirtualServices for one place: the gateways that open a listener, or the mesh.
+
+    A translation is kept in the document, since of ten thousand documents one changes at a time.
+    """
 
     def __init__(
         self, registry: Registry, problems: list[Problem], gateways: frozenset[str], port: int
@@ -42,25 +60,37 @@ class Translator:
         self._problems = problems
         self._gateways = gateways
         self._port = port  # of the listener; 0 on the mesh, where the request's authority says it
-        self._known: dict[tuple[str, str], list[Route]] = {}
-        self._elsewhere: dict[tuple[str, str], list[str]] = {}
+        self._known: dict[tuple[str, str], Translation] = {}
+        self._now = Translation()  # the one that is being made
 
     def routes(self, document: Document) -> list[Route]:
         """The routes of a document that hold here; the same list at each call."""
-        key = (document.namespace, document.row.name)
-        if key not in self._known:
-            self._known[key] = []
-            self._elsewhere[key] = []
-            for i, http in enumerate(document.resource.spec.http):
-                route = self._route(document, i, http)
-                if route is not None:
-                    self._known[key].append(route)
-        return self._known[key]
+        return self._translation(document).routes
 
     def elsewhere(self, document: Document) -> list[str]:
         """What :meth:`routes` left out, and where it holds."""
-        self.routes(document)
-        return self._elsewhere[document.namespace, document.row.name]
+        return self._translation(document).elsewhere
+
+    def _translation(self, document: Document) -> Translation:
+        name = (document.namespace, document.row.name)
+        known = self._known.get(name)
+        if known is not None:
+            return known
+        place = (self._gateways, self._port)
+        kept: Translation | None = document.memo.get(place)
+        if kept is None or not self._holds(kept, document.namespace):
+            kept = self._now = Translation()
+            for i, http in enumerate(document.resource.spec.http):
+                route = self._route(document, i, http)
+                if route is not None:
+                    kept.routes.append(route)
+            document.memo[place] = kept
+        self._problems += kept.problems
+        self._known[name] = kept
+        return kept
+
+    def _holds(self, kept: Translation, namespace: str) -> bool:
+        return all(_fact(self._registry.lookup(h, namespace)) == fact for h, fact in kept.asked.items())
 
     def _route(self, document: Document, index: int, http: HTTPRoute) -> Route | None:
         space = "" if document.namespace == "default" else f"{document.namespace}/"
@@ -70,7 +100,7 @@ class Translator:
             where = self._where_else(document, match)
             if where:
                 what = f"{name} {match.name}" if match.name else name
-                self._elsewhere[document.namespace, document.row.name].append(f"{what}: {where}")
+                self._now.elsewhere.append(f"{what}: {where}")
             else:
                 matches.append(self._match(match))
         if http.match and not matches:
@@ -141,13 +171,14 @@ class Translator:
         target = given.destination
         number = target.port.number if target.port is not None else None
         service = self._registry.lookup(target.host, document.namespace)
+        self._now.asked[target.host] = _fact(service)
         host = service.host if service is not None else target.host
         if service is not None and number is None:
             port = service.port(None)
             if port is None:
                 numbers = ", ".join(str(p.number) for p in service.ports)
                 message = f"port is required: {host} has several ({numbers})"
-                self._problems.append(document.problem((*path, "destination"), message))
+                self._now.problems.append(document.problem((*path, "destination"), message))
             else:
                 number = port.number
         row: Destination = {
@@ -172,9 +203,9 @@ class Translator:
             at = (*place, "request", "set")
             if "route" in place and len(http.route) > 1:
                 message = "host for one of several destinations is known but not supported yet"
-                self._problems.append(document.problem(at, message))
+                self._now.problems.append(document.problem(at, message))
             elif rewrite.get("authority", value) != value:
-                self._problems.append(
+                self._now.problems.append(
                     document.problem(at, "host is set here and otherwise by rewrite.authority")
                 )
             else:
@@ -195,6 +226,10 @@ class Translator:
         if given.prefixRewrite is not None:
             row["prefix"] = given.prefixRewrite
         return row
+
+
+def _fact(service: Service | None) -> Fact:
+    return None if service is None else (service.host, service.numbers)
 
 
 def _string(match: StringMatch) -> StringMatchRow:
