@@ -23,6 +23,7 @@ from fastproxy.sockets import Readable, check_address, lane_address, loopback, m
 from fastproxy.sync import Action, Apply, Done, Drop, Flip, Prepare, Say, Send, Settle, Sync, Tell
 from fastproxy.wire import (
     MAX_BODY,
+    PROTOCOL,
     Announce,
     Answers,
     Ask,
@@ -33,6 +34,7 @@ from fastproxy.wire import (
     Snapshot,
     Update,
     WireError,
+    clean,
     decode,
     encode,
     probe_topic,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
     from fastproxy.keys import Curve
 
 PROBE_AGAIN = 5.0  # seconds without a word until a publisher is asked anew who it is
+QUEUE = 1000  # actions that wait for the applier; more are made one
+LINES, LINES_A_SECOND = 20.0, 1.0  # of the log: at once, and from then on
 ON_PUBLISH = (Announce, Heartbeat, Update)
 ON_SNAPSHOT = (Heartbeat, Update, Snapshot, Refused)
 ON_ANSWER = (Refused,)
@@ -63,6 +67,7 @@ _REFUSALS = {
 }
 
 ApplierAction = Apply | Prepare | Flip | Settle | Drop
+_APPLIED = (Apply, Prepare, Flip, Settle, Drop)
 
 
 class Applier(Protocol):
@@ -108,6 +113,7 @@ class Link:
         self._applier = applier
         self._curve = curve
         self._say = say or (lambda _: None)
+        self._lines, self._lines_at = LINES, time.monotonic()
         self._random = rng or random.Random()
         self._own_context = context is None
         self._context = context
@@ -142,18 +148,22 @@ class Link:
 
     async def _apply(self) -> None:
         batch, self._waiting = self._waiting, []
+        if len(batch) > QUEUE:
+            batch = [action for action in self.sync.anew() if isinstance(action, _APPLIED)]
         # all rows anew: what came before it no longer matters
         whole = [i for i, action in enumerate(batch) if isinstance(action, Apply) and action.changes is None]
         batch = batch[whole[-1] :] if whole else batch
         if not batch:
             return
+        epoch = self.sync.epoch  # of all of them: only such an Apply brings another
         try:
             results = await self._applier.carry_out(batch, self.sync.rows)
         except Exception as e:  # whatever it is, traffic goes on with what serves now
             why = f"{type(e).__name__}: {e}"
-            self._say(Say(f"version {batch[-1].version} could not be applied: {why}"))
+            self._tell_log(Say(f"version {batch[-1].version} could not be applied: {why}"))
             results = [(type(a), Done(a.version, getattr(a, "hash", b""), error=why)) for a in batch]
         for kind, done in results:
+            done.epoch = epoch
             self._do(self.sync.on_prepared(done) if kind is Prepare else self.sync.on_applied(done))
 
     # --- actions ---
@@ -166,9 +176,10 @@ class Link:
                 for end in self._ends if action.peer < 0 else [self._ends[action.peer]]:
                     end.report_soon()
             elif isinstance(action, Say):
-                self._say(action)
+                self._tell_log(action)
             else:
-                self._waiting.append(action)
+                if len(self._waiting) <= QUEUE:  # more are not needed to know that they are too many
+                    self._waiting.append(action)
                 self._wake.set()
 
     def _heard(self, peer: int, frames: Sequence[bytes], allowed: Sequence[type[Any]]) -> None:
@@ -176,11 +187,12 @@ class Link:
         try:
             message = decode(frames, allowed)
         except WireError as e:
-            self._do(self.sync.on_garbage(peer, str(e), now))
+            self._do(self.sync.on_garbage(peer, str(e), now, answer=ON_SNAPSHOT is allowed))
             return
         end = self._ends[peer]
         if isinstance(message, Announce):
-            end.announced(message)
+            if message.protocol == PROTOCOL:
+                end.announced(message)
         elif isinstance(message, Heartbeat):
             if message.now_ms:
                 self.clock_offset_ms = message.now_ms - time.time_ns() // 1_000_000
@@ -204,13 +216,22 @@ class Link:
             end.tick(now, max(peer.heard, end.probed))
         self._plan(now)
 
+    def _tell_log(self, say: Say) -> None:
+        """Not more than so many lines, whatever publishers do."""
+        now = time.monotonic()
+        self._lines = min(LINES, self._lines + LINES_A_SECOND * (now - self._lines_at))
+        self._lines_at = now
+        if self._lines >= 1:
+            self._lines -= 1
+            self._say(say)
+
     def _report(self) -> list[bytes]:
         sync = self.sync
         try:
             known = self._applier.report()
         except Exception as e:  # a report without it is better than none
             known = {}
-            self._say(Say(f"the report lacks what workers know: {type(e).__name__}: {e}"))
+            self._tell_log(Say(f"the report lacks what workers know: {type(e).__name__}: {e}"))
         return encode(
             Report(
                 node=sync.node,
@@ -219,8 +240,8 @@ class Link:
                 epoch=sync.epoch,
                 version=sync.version,
                 hash=sync.hash,
-                serving=sync.serving,
-                error=sync.error[:2000],
+                serving=sync.serving if sync.serving_epoch == sync.epoch else 0,
+                error=clean(sync.trouble()),
                 release=self.release,
                 **known,
             )
@@ -242,6 +263,7 @@ class _End:
         self.report_ms = 0
         self.reporter: asyncio.TimerHandle | asyncio.Handle | None = None
         self.well = False  # the connection stands
+        self.fresh = True  # it is another than the one that the lanes were made for
         self.nonce = b""
         subscriber = self.open(zmq.SUB, 1000)
         monitor = subscriber.get_monitor_socket(_WATCHED)
@@ -279,7 +301,7 @@ class _End:
     def on_event(self, frames: list[bytes]) -> None:
         event = zmq.Event(parse_monitor_message(frames)["event"])
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-            self.well = True
+            self.well = self.fresh = True
             self.probe()
             return
         why = _REFUSALS.get(event, "")
@@ -295,7 +317,8 @@ class _End:
         """Its ports may be others than before: it was started anew."""
         self.forget_probe()
         ports = (message.snapshot_port, message.answer_port)
-        if ports != self.ports or self.asks is None or self.answers is None:
+        if self.fresh or ports != self.ports:
+            self.fresh = False
             for lane in (self.asks, self.answers):
                 if lane:
                     lane.close()
@@ -355,6 +378,9 @@ class _End:
         self.reporter = None
         if self.answers:
             self.answers.send(self.link._report())
+            candidate = self.link.sync.candidate
+            if candidate and candidate.answer:  # that may have been lost, and a rollout waits for it
+                self.answers.send(encode(Answers(answers=[candidate.answer])))
             self.report_in(self.interval())
 
     def interval(self) -> float:

@@ -2,12 +2,15 @@
 actions``.
 
 It holds the rows of the newest version it trusts (the base), perhaps those of a candidate that is being
-rolled
-out, and what it knows of every publisher. It never compiles: it says what to serve, and is told how that went.
+rolled out, and what it knows of every publisher. It never compiles: it says what to serve, and is told how
+that went.
 
 A version is taken only from the version it was made from, with the hash checked before and after; a lost
 message shows as a gap, by the next update or by a heartbeat, and is asked for. A lower epoch, or a lower
 version of the same epoch, is never taken: docs/control-protocol.md has the rules and their reasons.
+
+What to ask is never remembered, it follows from what is known: who is ahead of us, who has not answered since
+it announced itself, who names a candidate that we lack. So nothing that is lost can be forgotten.
 
 Who drives it passes ``now`` (monotonic seconds) to everything and carries out the actions in their order.
 """
@@ -16,10 +19,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 
-from fastproxy.rows import Changes, Rows, RowsError, digest
+from fastproxy.actions import (
+    NEXT,
+    Action,
+    Apply,
+    Done,
+    Drop,
+    Event,
+    Flip,
+    Prepare,
+    Say,
+    Send,
+    Settle,
+    State,
+    Tell,
+)
+from fastproxy.peers import BEATS, Candidate, Peer, Question
+from fastproxy.rows import Rows, RowsError, digest
 from fastproxy.wire import (
     PREPARED,
     PROTOCOL,
@@ -35,179 +52,35 @@ from fastproxy.wire import (
     Refused,
     Snapshot,
     Update,
+    clean,
     lot,
 )
 
+__all__ = [
+    "NEXT",
+    "Action",
+    "Apply",
+    "Done",
+    "Drop",
+    "Event",
+    "Flip",
+    "Prepare",
+    "Say",
+    "Send",
+    "Settle",
+    "State",
+    "Sync",
+    "Tell",
+]
+
 PATIENCE = 5.0  # seconds from the start until nobody's answer is called silence
-BEATS = 3.5  # heartbeats that may be missing before a publisher counts as silent
+LEASE = 7.0  # heartbeats in which nobody named the candidate, though somebody is up to date: it is void
+JITTER_MAX = 60.0  # seconds
 ASK_TIMEOUT = 10.0  # seconds; a snapshot of many rows over a slow link takes some
-RETRY_MIN, RETRY_MAX = 0.5, 15.0  # seconds between two asks that failed, with jitter
+SEEK_AGAIN = 5.0  # seconds between two asks for a candidate
+UNFIT_MIN, UNFIT_MAX = 5.0, 300.0  # seconds between two tries to serve what could not be served
 
-
-class State(Enum):
-    """What a proxy can say of its configuration. It serves the last good one in all of them."""
-
-    SYNCING = "SYNCING"  # since the start no publisher has confirmed what we hold
-    LIVE = "LIVE"  # we hold and serve the head
-    GAP = "GAP"  # something is missing, it has been asked for
-    STALE = "STALE"  # no publisher speaks, or all that speak are older than what we hold
-    REJECTED = "REJECTED"  # we hold the head and cannot serve it; an older version goes on
-
-
-class Event(Enum):
-    CURRENT = "a publisher's head is what we hold"
-    BEHIND = "a publisher's head is newer"
-    SILENT = "no publisher that is up to date speaks"
-    UNFIT = "the version we hold cannot be served"
-    TAKEN = "the version we hold serves"
-
-
-NEXT = {
-    (State.SYNCING, Event.CURRENT): State.LIVE,
-    (State.SYNCING, Event.SILENT): State.STALE,
-    (State.LIVE, Event.BEHIND): State.GAP,
-    (State.LIVE, Event.SILENT): State.STALE,
-    (State.LIVE, Event.UNFIT): State.REJECTED,
-    (State.GAP, Event.CURRENT): State.LIVE,
-    (State.GAP, Event.SILENT): State.STALE,
-    (State.STALE, Event.CURRENT): State.LIVE,
-    (State.STALE, Event.BEHIND): State.GAP,
-    (State.REJECTED, Event.BEHIND): State.GAP,
-    (State.REJECTED, Event.SILENT): State.STALE,
-    (State.REJECTED, Event.TAKEN): State.LIVE,
-}
-
-
-# --- actions ---
-
-
-@dataclass(frozen=True, slots=True)
-class Apply:
-    """Serve this version from now on. ``changes``: from the base before; None: all of :attr:`Sync.rows`
-    anew."""
-
-    version: int
-    hash: bytes
-    changes: Changes | None
-    sent_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Prepare:
-    """Make the candidate ready, base and ``changes``, and hold it without serving it."""
-
-    version: int
-    hash: bytes
-    changes: Changes
-    sent_us: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """Serve the candidate that is held; the base stays what it is."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """The candidate is the base from now on; serve it, if it does not serve already."""
-
-    version: int
-    hash: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Drop:
-    """Forget the candidate; where it serves, serve the base again."""
-
-    version: int
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """To one publisher: an Ask on the snapshot lane, Answers on the answer lane."""
-
-    peer: int
-    message: Ask | Answers
-
-
-@dataclass(frozen=True, slots=True)
-class Tell:
-    """Send a report; ``peer`` -1: to all publishers."""
-
-    peer: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """A line for the log. ``error``: something is wrong, else it is all right again."""
-
-    text: str
-    error: bool = True
-
-
-Action = Apply | Prepare | Flip | Settle | Drop | Send | Tell | Say
-
-
-# --- what is known ---
-
-
-@dataclass(slots=True)
-class Peer:
-    """One publisher. ``trouble``: why it is of no use now."""
-
-    address: str
-    announce: Announce | None = None
-    heard: float = float("-inf")
-    epoch: int = 0
-    version: int = 0
-    hash: bytes = b""
-    trouble: str = ""
-
-    def __repr__(self) -> str:
-        return f"<Peer {self.address}: version {self.epoch}.{self.version} {self.trouble or 'well'}>"
-
-    @property
-    def beat(self) -> float:
-        return (self.announce.heartbeat_ms if self.announce else 1000) / 1000
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A version above the base that is being rolled out. ``flipped``: it serves here."""
-
-    version: int
-    hash: bytes
-    changes: Changes
-    total: int
-    prepared: bool = False
-    flipped: bool = False
-    rejected: bool = False
-
-
-@dataclass(slots=True)
-class Question:
-    """The one ask that is open. ``sent``: 0 while its jitter runs."""
-
-    peer: int
-    id: int
-    due: float
-    whole: bool = False  # not a range: we do not trust what we hold
-    sent: float = 0.0
-    deadline: float = float("inf")
-
-
-@dataclass(slots=True)
-class Done:
-    """How an action went. Times in microseconds, as in :class:`fastproxy.wire.Answer`."""
-
-    version: int
-    hash: bytes
-    error: str = ""
-    us: int = 0
-    compile_us: int = 0
-    swap_us: int = 0
+_AHEAD, _UNMET, _LACKS = 3, 2, 1  # why somebody is asked, the best reason first
 
 
 class Sync:
@@ -229,11 +102,11 @@ class Sync:
         self.version = 0
         self.hash = b""
         self.rows = Rows()
+        self.decided = 0  # of this epoch: no candidate up to it is open
         self.candidate: Candidate | None = None
         self.serving = 0  # the version that serves, 0: none
-        self.error = (
-            ""  # why the newest version does not serve, or what a publisher sent last that was no message
-        )
+        self.serving_epoch = 0
+        self.error = ""  # why the newest version does not serve
         self.gaps = 0
         self.snapshots = 0
         self.updates = 0
@@ -242,9 +115,11 @@ class Sync:
         self._random = rng or random.Random()
         self._question: Question | None = None
         self._questions = 0
-        self._failures = 0
+        self._whole = False  # what we hold led to rows that cannot be: ask for all of them
+        self._sought = (0, 0.0)  # the candidate that was asked for, and when it may be again
         self._unfit = 0  # the version that could not be served
-        self._sought = 0  # the candidate that was asked for
+        self._unfits = 0  # how often
+        self._again: float | None = None  # when it is tried again
 
     def __repr__(self) -> str:
         held = f"{self.epoch}.{self.version} {self.hash.hex()[:8]}" if self.version else "nothing"
@@ -262,28 +137,32 @@ class Sync:
     def on_message(self, peer: int, message: Message, now: float) -> list[Action]:
         """Any message of any lane. What does not belong to us is counted and dropped."""
         speaker = self.peers[peer]
+        if isinstance(message, Announce):
+            return self._on_announce(peer, message, now) + self.tick(now)
+        if speaker.announce is None:
+            return []  # nobody is listened to before it has said which protocol it speaks
         speaker.heard = now
         if isinstance(message, Heartbeat):
-            return self._on_heartbeat(peer, message, now)
-        if isinstance(message, Update):
-            return self._on_update(peer, message, now)
-        if isinstance(message, Snapshot):
-            return self._on_snapshot(peer, message, now)
-        if isinstance(message, Announce):
-            return self._on_announce(peer, message, now)
-        if isinstance(message, Refused):
-            return self._on_refused(peer, message, now)
-        return self.on_garbage(peer, f"a message of type {message.t} is not for a subscriber", now)
+            actions = self._on_heartbeat(peer, message, now)
+        elif isinstance(message, Update):
+            actions = self._on_update(peer, message, now)
+        elif isinstance(message, Snapshot):
+            actions = self._on_snapshot(peer, message, now)
+        elif isinstance(message, Refused):
+            actions = self._on_refused(peer, message, now)
+        else:
+            actions = self.on_garbage(peer, f"sent a message of type {message.t}", now)
+        return actions + self.tick(now)
 
-    def on_garbage(self, peer: int, what: str, now: float) -> list[Action]:
-        """Bytes that are no message, or a message that cannot be true. An open ask to this peer has
-        failed."""
+    def on_garbage(self, peer: int, what: str, now: float, answer: bool = False) -> list[Action]:
+        """Bytes that are no message, or a message that cannot be true. ``answer``: it came on the snapshot
+        lane, so an open ask has failed."""
         self.garbage += 1
-        self.error = f"{self.peers[peer].address}: {what}"
-        actions = self._trouble(peer, what)
-        if self._question and self._question.peer == peer and self._question.sent:
-            self._ask_failed(now)
-        return actions
+        question = self._question
+        if answer and question and question.peer == peer and question.sent is not None:
+            self._question = None
+            self.peers[peer].fail(now, self._random)
+        return self._trouble(peer, what)
 
     def on_unreachable(self, peer: int, why: str) -> list[Action]:
         """The link knows why it has no connection: refused by the key, by the address."""
@@ -291,173 +170,195 @@ class Sync:
 
     def _on_announce(self, peer: int, message: Announce, now: float) -> list[Action]:
         speaker = self.peers[peer]
+        if self._question and self._question.peer == peer:
+            self._question = None  # it may be another process than the one that was asked
         if message.protocol != PROTOCOL:
+            speaker.announce = None
             return self._trouble(peer, f"speaks protocol {message.protocol}, this build {PROTOCOL}")
-        speaker.announce = message
-        actions: list[Action] = [Tell(peer)]
-        if self.state is not State.LIVE and not (self._question and self._question.sent):
-            self._question = None
-            self._ask(peer, now)
-        return actions + self.tick(now)
+        speaker.announce, speaker.heard = message, now
+        speaker.met, speaker.failures, speaker.wait = False, 0, now
+        return [Tell(peer)]
 
     def _on_heartbeat(self, peer: int, head: Heartbeat, now: float) -> list[Action]:
-        speaker = self.peers[peer]
-        speaker.epoch, speaker.version, speaker.hash = head.epoch, head.version, head.hash
-        if self._question and head.id == self._question.id and self._question.peer == peer:
-            self._question = None
-            self._failures = 0
+        question = self._answered(peer, head.id)
+        speaker = self._note(peer, head.epoch, head.version, head.hash)
         theirs, ours = (head.epoch, head.version), (self.epoch, self.version)
         if theirs < ours or not head.version:
-            return self._older(peer)
+            return self._older(peer, now)
         candidate = self.candidate
         if theirs > ours:
-            theirs_is_it = candidate and (head.version, head.hash) == (candidate.version, candidate.hash)
-            if theirs_is_it and head.epoch == self.epoch:
+            named = candidate and (head.version, head.hash) == (candidate.version, candidate.hash)
+            if named and head.epoch == self.epoch:
                 return self._settle() + self._current(peer)
-            return self._behind(peer, now)
+            if question:
+                self.peers[peer].fail(now, self._random)  # that was no help
+            return self._behind()
         if head.hash != self.hash:
             return self._diverged(peer, now)
-        actions: list[Action] = []
+        actions = self._current(peer)
+        self.decided = max(self.decided, head.decided)
+        if not head.id:  # an answer's candidate comes right behind it
+            speaker.candidate = head.candidate
         if candidate:
-            if head.decided >= candidate.version:
-                actions += self._drop()
-            elif (head.candidate, head.candidate_hash) == (candidate.version, candidate.hash):
+            if (head.candidate, head.candidate_hash) == (candidate.version, candidate.hash):
+                candidate.confirmed = now
+            elif head.candidate >= candidate.version:
+                return actions + self._drop()  # its number was given to another
+            if self.decided >= candidate.version:
+                return actions + self._drop()
+            if candidate.confirmed == now:
                 actions += self._step(head.share)
-        elif head.candidate > max(self.version, self._sought):
-            self._sought = head.candidate
-            self._ask(peer, now)
-        return self._current(peer) + actions
+        return actions
 
     def _on_update(self, peer: int, update: Update, now: float) -> list[Action]:
-        if self._question and update.id == self._question.id and self._question.peer == peer:
-            self._question = None
-            self._failures = 0
-        theirs = (update.epoch, update.version)
-        if theirs <= (self.epoch, self.version):
-            return self._older(peer) if update.epoch < self.epoch else []
+        question = self._answered(peer, update.id)
+        theirs, ours = (update.epoch, update.version), (self.epoch, self.version)
+        if theirs <= ours:
+            if update.candidate or theirs < ours:
+                return []  # late, or from one that is behind: its heartbeats tell
+            self._note(peer, update.epoch, update.version, update.hash)
+            return self._current(peer) if update.hash == self.hash else self._diverged(peer, now)
         fits = (update.epoch, update.prev_version, update.prev_hash) == (self.epoch, self.version, self.hash)
         if update.candidate:
-            return self._on_candidate(peer, update, now) if fits else []
+            return self._on_candidate(peer, update, now) if fits and self.version else []
+        self._note(peer, update.epoch, update.version, update.hash)
         if not fits or not self.version:
-            return self._behind(peer, now)
+            if question:
+                self.peers[peer].fail(now, self._random)
+            return self._behind()
         candidate = self.candidate
         if candidate and (update.version, update.hash) == (candidate.version, candidate.hash):
             return self._settle() + self._current(peer)
-        try:
-            total = self.rows.total_after(update.changes)
-        except RowsError as e:
-            return self._untrue(peer, str(e), now)
-        if digest(total) != update.hash:
-            return self._untrue(peer, "its rows do not give the hash it names", now)
+        total = self._total(update)
+        if total is None:
+            return self._untrue(peer, f"the rows of its version {update.version} do not give its hash", now)
         actions = self._drop(serve=False)
         self.rows.apply(update.changes, total)
-        self.version, self.hash = update.version, update.hash
+        self._moved(update.version, update.hash)
         self.updates += 1
-        if self._question and not self._question.whole:
-            self._question = None
         actions.append(Apply(update.version, update.hash, update.changes, update.sent_us))
-        speaker = self.peers[peer]
-        speaker.epoch, speaker.version, speaker.hash = update.epoch, update.version, update.hash
         return actions + self._current(peer)
 
     def _on_candidate(self, peer: int, update: Update, now: float) -> list[Action]:
-        if self.candidate and self.candidate.version >= update.version:
+        held = self.candidate
+        if update.version <= self.decided or (held and held.version > update.version):
             return []
-        try:
-            total = self.rows.total_after(update.changes)
-        except RowsError as e:
-            return self._untrue(peer, str(e), now)
-        if digest(total) != update.hash:
-            return self._untrue(peer, "its rows do not give the hash it names", now)
+        if held and held.version == update.version:
+            if held.hash != update.hash:
+                return []  # heartbeats say which of the two is open
+            held.confirmed = now
+            return self._step(update.share)
+        total = self._total(update)
+        if total is None:
+            self._sought = (update.version, now + SEEK_AGAIN)
+            what = f"the rows of its candidate {update.version} do not give its hash"
+            return self.on_garbage(peer, what, now)
         actions = self._drop()
-        self.candidate = Candidate(update.version, update.hash, update.changes, total)
-        self._sought = max(self._sought, update.version)
+        self.candidate = Candidate(update.version, update.hash, update.changes, total, now)
         actions.append(Prepare(update.version, update.hash, update.changes, update.sent_us))
         return actions + self._step(update.share)
 
     def _on_snapshot(self, peer: int, snapshot: Snapshot, now: float) -> list[Action]:
-        question = self._question
-        if not question or question.peer != peer or question.id != snapshot.id:
-            return []  # late: somebody else was asked meanwhile, or the range has come
-        whole, self._question = question.whole, None
+        question = self._answered(peer, snapshot.id)
+        if not question:
+            return []  # late: somebody else was asked meanwhile
+        self._note(peer, snapshot.epoch, snapshot.version, snapshot.hash)
         theirs, ours = (snapshot.epoch, snapshot.version), (self.epoch, self.version)
         if theirs < ours or not snapshot.version:
-            return self._older(peer)
+            return self._older(peer, now)
         if theirs == ours and snapshot.hash == self.hash:
             return self._current(peer)
-        if theirs == ours and not whole:
+        if theirs == ours and not question.whole:
             return self._diverged(peer, now)
         rows = Rows.of(snapshot.rows)
         if rows.hash != snapshot.hash:
-            return self._untrue(peer, "the rows of its snapshot do not give the hash it names", now)
+            return self._untrue(peer, "the rows of its snapshot do not give its hash", now)
         actions = self._drop(serve=False)
-        self.epoch, self.version, self.hash, self.rows = *theirs, snapshot.hash, rows
+        if snapshot.epoch != self.epoch:
+            self.decided = 0
+        self.epoch, self.rows = snapshot.epoch, rows
+        self._moved(snapshot.version, snapshot.hash)
         self.snapshots += 1
-        self._failures = 0
-        self._sought = 0
         actions.append(Apply(self.version, self.hash, None))
-        speaker = self.peers[peer]
-        speaker.epoch, speaker.version, speaker.hash = *theirs, snapshot.hash
         return actions + self._current(peer)
 
     def _on_refused(self, peer: int, message: Refused, now: float) -> list[Action]:
-        if self._question and self._question.peer == peer and self._question.sent:
-            self._ask_failed(now)
-        return self._trouble(peer, f"refuses: {message.reason}")
+        if self._answered(peer, message.id):
+            self.peers[peer].met = False
+            self.peers[peer].fail(now, self._random)
+        return self._trouble(peer, f"refuses: {clean(message.reason, 500)}")
 
     # --- how it went ---
 
     def on_applied(self, done: Done) -> list[Action]:
         """After Apply, Flip, Settle or Drop: ``done.version`` serves now, or does not."""
+        epoch = done.epoch or self.epoch
+        base = (epoch, done.version) == (self.epoch, self.version) and done.hash in (b"", self.hash)
+        candidate = self._candidate_of(done)
         if done.error:
-            self.error = done.error
-            if done.version == self.version:
-                self._unfit = done.version
+            if base:
+                self.error = clean(done.error)
+                self._unfit, self._unfits, self._again = done.version, self._unfits + 1, None
                 self._event(Event.UNFIT)
-            return [*self._answer(REJECTED, done), Tell()]
+            elif candidate:
+                candidate.rejected = True
+            return [*self._answer(REJECTED, done, epoch), Tell()]
         before = self.state
-        self.serving = done.version
-        if done.version == self.version:
-            self._unfit = 0
+        self.serving, self.serving_epoch = done.version, epoch
+        if base:
+            self._unfit = self._unfits = 0
             self.error = ""
             self._event(Event.TAKEN)
-        return [*self._answer(SERVING, done), *([Tell()] if self.state is not before else [])]
+        return [*self._answer(SERVING, done, epoch), *([Tell()] if self.state is not before else [])]
 
     def on_prepared(self, done: Done) -> list[Action]:
         """After Prepare. A candidate that cannot be prepared here is not served here."""
-        candidate = self.candidate
-        if not candidate or candidate.version != done.version:
+        candidate = self._candidate_of(done)
+        if not candidate:
             return []
         if done.error:
             candidate.rejected = True
-            return self._answer(REJECTED, done)
+            return self._answer(REJECTED, done, self.epoch)
         candidate.prepared = True
-        actions = self._answer(PREPARED, done)
+        actions = self._answer(PREPARED, done, self.epoch)
         if candidate.flipped:
             actions.append(Flip(candidate.version))
         return actions
 
+    def anew(self) -> list[Action]:
+        """What brings somebody to where we are who knows nothing, in place of all actions before."""
+        if not self.version:
+            return []
+        actions: list[Action] = [Apply(self.version, self.hash, None)]
+        candidate = self.candidate
+        if candidate:
+            candidate.prepared = candidate.rejected = False
+            actions.append(Prepare(candidate.version, candidate.hash, candidate.changes))
+        return actions
+
+    def trouble(self) -> str:
+        """One line for a report: why the newest version does not serve, else what ails the publishers."""
+        return self.error or "; ".join(f"{p.address} {p.trouble}" for p in self.peers if p.trouble)
+
     # --- time ---
 
     def tick(self, now: float) -> list[Action]:
-        """To be called often enough: a few times in a heartbeat."""
-        actions: list[Action] = []
+        """To be called often enough: see :meth:`next_tick`."""
+        actions = self._expire(now)
+        self._seek(now)
         question = self._question
-        if question and not question.sent and now >= question.due:
-            question.sent, question.deadline = now, now + ASK_TIMEOUT
-            whole = question.whole
+        if question and question.sent is None and now >= question.due:
+            question.sent = now
+            held = (0, 0, b"") if question.whole else (self.epoch, self.version, self.hash)
             ask = Ask(
                 node=self.node,
                 attributes=self.attributes,
                 id=question.id,
-                epoch=0 if whole else self.epoch,
-                version=0 if whole else self.version,
-                hash=b"" if whole else self.hash,
+                epoch=held[0],
+                version=held[1],
+                hash=held[2],
             )
             actions.append(Send(question.peer, ask))
-        elif question and now >= question.deadline:
-            actions += self._trouble(question.peer, f"has not answered an ask for {ASK_TIMEOUT:g} s")
-            self._ask_failed(now)
         patient = self.state is State.SYNCING and now - self._started <= PATIENCE
         if not patient and not any(self._useful(peer, now) for peer in self.peers):
             actions += self._silent(now)
@@ -465,10 +366,89 @@ class Sync:
 
     def next_tick(self, now: float) -> float:
         """When :meth:`tick` has something to do, at the latest."""
-        times = [now + min(peer.beat for peer in self.peers)] if self.peers else [now + 1.0]
-        if self._question:
-            times.append(self._question.deadline if self._question.sent else self._question.due)
-        return min(times)
+        due = min((now + min(1.0, peer.beat) for peer in self.peers), default=now + 1.0)
+        if self._question and self._question.sent is None:
+            due = min(due, self._question.due)
+        return max(due, now)
+
+    def _expire(self, now: float) -> list[Action]:
+        """What has waited for too long."""
+        actions: list[Action] = []
+        question = self._question
+        if question and question.sent is not None:
+            asked = self.peers[question.peer]
+            mute = now - max(asked.heard, question.sent) > BEATS * asked.beat
+            others = (
+                any(self._reason(i, now) == _AHEAD for i in self._others(question.peer)) if mute else False
+            )
+            if others or now >= question.sent + ASK_TIMEOUT:
+                self._question = None
+                self.peers[question.peer].fail(now, self._random)
+                waited = now - question.sent
+                actions += self._trouble(question.peer, f"has not answered an ask for {waited:.0f} s")
+        candidate = self.candidate
+        if candidate:
+            for peer in self.peers:
+                old = now - candidate.confirmed > LEASE * peer.beat and peer.heard > candidate.confirmed
+                if old and self._useful(peer, now) and peer.older is None:
+                    return actions + self._drop()
+        elif self._unfit and self._unfit == self.version:
+            if self._again is None:
+                self._again = now + min(UNFIT_MAX, UNFIT_MIN * 2.0 ** min(self._unfits - 1, 16))
+            elif now >= self._again:
+                self._again = float("inf")  # until we hear how it went
+                actions.append(Apply(self.version, self.hash, None))
+        return actions
+
+    # --- asking ---
+
+    def _seek(self, now: float) -> None:
+        """Open a question, if there is something to ask and somebody to ask it."""
+        question = self._question
+        if question and (question.sent is not None or self._reason(question.peer, now)):
+            return
+        self._question = None
+        reasons = [self._reason(i, now) for i in range(len(self.peers))]
+        best = max(reasons, default=0)
+        if not best:
+            return
+        peer = reasons.index(best)
+        speaker = self.peers[peer]
+        if best == _LACKS:
+            self._sought = (speaker.candidate, now + SEEK_AGAIN)
+        self._questions += 1
+        wait = 0.0
+        if speaker.announce and (not speaker.met or speaker.epoch != self.epoch):
+            # a thousand others may be about to ask the same
+            wait = self._random.random() * min(speaker.announce.jitter_ms / 1000, JITTER_MAX)
+        self._question = Question(peer, self._questions, now + wait, self._whole or not self.version)
+
+    def _reason(self, peer: int, now: float) -> int:
+        """Why this one should be asked now; 0: it should not."""
+        speaker = self.peers[peer]
+        if now < speaker.wait or not speaker.speaks(now):
+            return 0
+        if speaker.differs or (
+            speaker.version and (speaker.epoch, speaker.version) > (self.epoch, self.version)
+        ):
+            return _AHEAD
+        if not speaker.met:
+            return _UNMET
+        lacks = not self.candidate and speaker.candidate > max(self.version, self.decided)
+        waits = self._sought[0] == speaker.candidate and now < self._sought[1]
+        return _LACKS if lacks and not waits and speaker.epoch == self.epoch else 0
+
+    def _others(self, peer: int) -> list[int]:
+        return [i for i in range(len(self.peers)) if i != peer]
+
+    def _answered(self, peer: int, id: int) -> Question | None:
+        """The question that this answers, which is closed."""
+        question = self._question
+        if not question or question.sent is None or (question.peer, question.id) != (peer, id):
+            return None
+        self._question = None
+        self.peers[peer].met = True
+        return question
 
     # --- inside ---
 
@@ -478,85 +458,93 @@ class Sync:
         changed, self.state = after is not self.state, after
         return changed
 
+    def _note(self, peer: int, epoch: int, version: int, hash: bytes) -> Peer:
+        speaker = self.peers[peer]
+        speaker.epoch, speaker.version, speaker.hash = epoch, version, hash
+        return speaker
+
     def _useful(self, peer: Peer, now: float) -> bool:
-        return now - peer.heard <= BEATS * peer.beat and (peer.epoch, peer.version) >= (
-            self.epoch,
-            self.version,
-        )
+        """It speaks and is not behind us, or is so for a moment only, as a replica may be."""
+        if not peer.version or not peer.speaks(now):
+            return False
+        if (peer.epoch, peer.version) >= (self.epoch, self.version):
+            return True
+        return peer.epoch == self.epoch and (peer.older is None or now - peer.older <= BEATS * peer.beat)
 
     def _current(self, peer: int) -> list[Action]:
-        actions = self._well(peer)
+        speaker = self.peers[peer]
+        speaker.older, speaker.differs, speaker.failures = None, False, 0
+        self._whole = False
+        actions: list[Action] = []
+        if speaker.trouble:
+            speaker.trouble = ""
+            actions.append(Say(f"{speaker.address} is all right again", error=False))
         before = self.state
         self._event(Event.CURRENT)
         if self._unfit and self._unfit == self.version:
             self._event(Event.UNFIT)
         if self.state is not before:
-            actions.append(Say(f"version {self.version} is the head", error=False))
-            actions.append(Tell())
+            actions += [Say(f"version {self.version} is the head", error=False), Tell()]
         return actions
 
-    def _behind(self, peer: int, now: float, whole: bool = False) -> list[Action]:
-        actions: list[Action] = []
-        if self._event(Event.BEHIND):
-            self.gaps += 1
-            actions.append(Tell())
-        if not self._question:
-            self._ask(peer, now, whole)
-        return actions + self.tick(now)
+    def _behind(self) -> list[Action]:
+        if not self._event(Event.BEHIND):
+            return []
+        self.gaps += 1
+        return [Tell()]
 
     def _silent(self, now: float) -> list[Action]:
         if not self._event(Event.SILENT):
             return []
-        why = "; ".join(f"{p.address} {p.trouble or 'is silent'}" for p in self.peers)
+        words = [p.trouble or ("is silent" if not p.speaks(now) else "is older") for p in self.peers]
+        why = "; ".join(f"{p.address} {word}" for p, word in zip(self.peers, words, strict=True))
         return [Say(f"no publisher is up to date: {why}"), Tell()]
 
-    def _older(self, peer: int) -> list[Action]:
+    def _older(self, peer: int, now: float) -> list[Action]:
         speaker = self.peers[peer]
+        speaker.older = now if speaker.older is None else speaker.older
+        speaker.differs, speaker.candidate = False, 0
         if not speaker.version:
             return self._trouble(peer, "has no configuration yet")
-        return self._trouble(
-            peer,
-            f"is older: epoch {speaker.epoch} version {speaker.version}, we hold epoch {self.epoch} "
-            f"version {self.version}; refused",
-        )
+        if speaker.epoch == self.epoch and now - speaker.older <= BEATS * speaker.beat:
+            return []
+        what = f"is older: epoch {speaker.epoch} version {speaker.version}"
+        return self._trouble(peer, f"{what}, we hold epoch {self.epoch} version {self.version}; refused")
 
     def _diverged(self, peer: int, now: float) -> list[Action]:
         """Equal version, other rows: one of the two is wrong. We are, unless another publisher is on our
         side."""
-        for other in self.peers:
+        for i in self._others(peer):
+            other = self.peers[i]
             same = (other.epoch, other.version, other.hash) == (self.epoch, self.version, self.hash)
             if same and self._useful(other, now):
+                self.peers[peer].differs = False
                 what = f"disagrees with {other.address} on version {self.version}; refused"
                 return self._trouble(peer, what)
-        actions = self._trouble(
-            peer, f"has other rows than we for version {self.version}; asked for all of them"
-        )
-        return actions + self._behind(peer, now, whole=True)
+        self.peers[peer].differs = self._whole = True
+        what = f"has other rows than we for version {self.version}; asked for all of them"
+        return self._trouble(peer, what) + self._behind()
+
+    def _total(self, update: Update) -> int | None:
+        """The sum of our rows after this update; None: it does not lead where it says."""
+        try:
+            total = self.rows.total_after(update.changes)
+        except RowsError:
+            return None
+        return total if digest(total) == update.hash else None
 
     def _untrue(self, peer: int, what: str, now: float) -> list[Action]:
-        """Nothing was taken. All of it is asked for again, as we cannot tell who is wrong."""
-        actions = self.on_garbage(peer, what, now)
-        return actions + self._behind(peer, now, whole=True)
+        """Nothing was taken. All rows are asked for, as we cannot tell who is wrong."""
+        self._whole = True
+        if self._question and self._question.sent is None:
+            self._question = None
+        self.peers[peer].fail(now, self._random)
+        return self.on_garbage(peer, what, now) + self._behind()
 
-    def _ask(self, peer: int, now: float, whole: bool = False) -> None:
-        """Open a question, its jitter from the publisher, that a thousand proxies do not ask at once."""
-        if self._question:
-            return
-        self._questions += 1
-        announce = self.peers[peer].announce
-        wait = self._random.random() * (announce.jitter_ms if announce else 0) / 1000
-        if self._failures:
-            wait += min(RETRY_MAX, RETRY_MIN * 2.0**self._failures) * (0.5 + self._random.random() / 2)
-        self._question = Question(peer, self._questions, now + wait, whole or not self.version)
-
-    def _ask_failed(self, now: float) -> None:
-        """Somebody else next, if there is somebody."""
-        question, self._question = self._question, None
-        self._failures = min(self._failures + 1, 16)
-        if question:
-            order = [(question.peer + 1 + i) % len(self.peers) for i in range(len(self.peers))]
-            ready = [i for i in order if self.peers[i].announce]
-            self._ask(ready[0] if ready else question.peer, now, question.whole)
+    def _moved(self, version: int, hash: bytes) -> None:
+        self.version, self.hash = version, hash
+        self.decided = max(self.decided, version)
+        self._unfits = 0
 
     def _step(self, share: int) -> list[Action]:
         candidate = self.candidate
@@ -571,18 +559,23 @@ class Sync:
         candidate, self.candidate = self.candidate, None
         assert candidate
         self.rows.apply(candidate.changes, candidate.total)
-        self.version, self.hash = candidate.version, candidate.hash
+        self._moved(candidate.version, candidate.hash)
         self.updates += 1
-        if self._question and not self._question.whole:
-            self._question = None
+        if candidate.rejected:  # the fleet has decided otherwise: it is a version like any other
+            return [Apply(candidate.version, candidate.hash, candidate.changes)]
         return [Settle(candidate.version, candidate.hash)]
 
     def _drop(self, serve: bool = True) -> list[Action]:
-        """``serve``: the base serves again at once; not when a newer base comes in the same breath."""
+        """serve: the base serves again at once; not when a newer base comes in the same breath."""
         candidate, self.candidate = self.candidate, None
-        if not candidate:
-            return []
-        return [Drop(candidate.version)] if serve or not candidate.flipped else []
+        return [Drop(candidate.version)] if candidate and serve else []
+
+    def _candidate_of(self, done: Done) -> Candidate | None:
+        """The candidate, if this is about it."""
+        candidate, epoch = self.candidate, done.epoch or self.epoch
+        if not candidate or (epoch, done.version) != (self.epoch, candidate.version):
+            return None
+        return candidate if done.hash in (b"", candidate.hash) else None
 
     def _trouble(self, peer: int, what: str) -> list[Action]:
         speaker = self.peers[peer]
@@ -591,24 +584,15 @@ class Sync:
         speaker.trouble = what
         return [Say(f"{speaker.address} {what}")]
 
-    def _well(self, peer: int) -> list[Action]:
-        speaker = self.peers[peer]
-        if not speaker.trouble:
+    def _answer(self, result: str, done: Done, epoch: int) -> list[Action]:
+        candidate = self._candidate_of(done)
+        known = candidate.hash if candidate else self.hash if done.version == self.version else b""
+        hash = done.hash or known
+        if not hash:
             return []
-        speaker.trouble = ""
-        return [Say(f"{speaker.address} is all right again", error=False)]
-
-    def _answer(self, result: str, done: Done) -> list[Action]:
-        answer = Answer(
-            self.node,
-            self.epoch,
-            done.version,
-            done.hash,
-            result,
-            done.us,
-            done.compile_us,
-            done.swap_us,
-            done.error[:2000],
-        )
+        times = (done.us, done.compile_us, done.swap_us)
+        answer = Answer(self.node, epoch, done.version, hash, result, *times, clean(done.error))
+        if candidate:
+            candidate.answer = answer
         message = Answers(answers=[answer])
         return [Send(i, message) for i, peer in enumerate(self.peers) if peer.announce]

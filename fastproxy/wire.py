@@ -487,4 +487,11 @@ def _want(value: Any, kind: type, where: str) -> None:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and len(value) <= MAX_TEXT and (value.isprintable() or "\n" in value)
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        return False
+    return value.isprintable() or value.replace("\n", "").isprintable()
+
+
+def clean(text: str, most: int = 2000) -> str:
+    """What is left of a text when it must be one that the protocol takes: for errors that others worded."""
+    return "".join(c if c == "\n" or c.isprintable() else "?" for c in text[:most])
