@@ -188,7 +188,7 @@ def _order_row(row: Answer) -> list[show.Cell]:
         Text(state, "red" if state == "open" else "green"),
         word(row, "host"),
         word(row, "subset") or "–",
-        word(row, "port") or "–",
+        number(row, "port") or "–",
         word(row, "endpoint") or "–",
         _left(row),
         word(row, "reason") or "–",

@@ -206,7 +206,7 @@ def _proxy(row: Answer) -> list[show.Cell]:
 
 def history(
     client: Client,
-    limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=10_000, help="How many.")] = 20,
+    limit: Annotated[int, typer.Option("--limit", "-l", min=1, max=1000, help="How many.")] = 20,
     before: Annotated[int, typer.Option(min=0, help="Only versions below this one.")] = 0,
     output: Show = Output.TABLE,
 ) -> None:

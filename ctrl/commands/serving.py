@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+import signal
+import socket
+from collections.abc import Coroutine
+from typing import Annotated, Any
 
 import typer
 
+from ctrl import show
 from ctrl.commands.asking import RUN, USAGE, Failure, milliseconds
 from ctrl.commands.changes import Files, Recursive
 from ctrl.model import StoreError
-
-T = TypeVar("T")
 
 PUBLISH = "tcp://127.0.0.1:9910"
 
@@ -87,54 +88,75 @@ def serve(
     from ctrl.serve import serve as run
 
     _end(
-        run,
-        Options(
-            store=store,
-            publish=publish,
-            api=api,
-            keys=keys,
-            tokens=tokens,
-            heartbeat=_seconds("--heartbeat", heartbeat),
-            report=_seconds("--report", report),
-            keep=keep,
-            name=name,
-            new_epoch=new_epoch,
-        ),
+        run(
+            Options(
+                store=store,
+                publish=publish,
+                api=api,
+                keys=keys,
+                tokens=tokens,
+                heartbeat=_seconds("--heartbeat", heartbeat),
+                report=_seconds("--report", report),
+                keep=keep,
+                name=name,
+                new_epoch=new_epoch,
+            )
+        )
     )
 
 
 def relay(
     control: Annotated[
         str,
-        typer.Option(metavar="tcp://HOST:PORT[,…]", help="Publish address of the servers, or relays, above."),
+        typer.Option(
+            metavar="tcp://HOST:PORT[,…]", help="Publish addresses of the servers, or relays, above."
+        ),
     ],
     publish: Publish = "tcp://127.0.0.1:9920",
     key: Annotated[
-        str, typer.Option("--key", metavar="FILE", help="This relay's key (keys node --relay), for above.")
+        str, typer.Option("--key", metavar="FILE", help="This relay's key, of keys node --relay.")
     ] = "",
-    keys: Keys = "",
-    heartbeat: Heartbeat = "1s",
-    report: Report = "5s",
+    allow: Annotated[
+        str,
+        typer.Option("--allow", metavar="FILE", help="Who may connect below: as keys/allow of the server."),
+    ] = "",
     name: Name = "",
 ) -> None:
     """Run a relay between publishers and many proxies.
 
-    It takes what they say once, keeps it, and gives it to all below; answers go up through it."""
-    from ctrl.relay import Options
-    from ctrl.relay import relay as run
+    It takes what they say once, keeps it, and gives it to all below; answers go up through it.
+    """
+    if bool(key) != bool(allow):
+        raise Failure("--key and --allow belong together: with keys above there are keys below", USAGE)
+    addresses = [address.strip() for address in control.split(",") if address.strip()]
+    _end(_relay(addresses, publish, key, allow, name))
 
-    _end(
-        run,
-        Options(
-            control=[address.strip() for address in control.split(",") if address.strip()],
-            publish=publish,
-            key=key,
-            keys=keys,
-            heartbeat=_seconds("--heartbeat", heartbeat),
-            report=_seconds("--report", report),
-            name=name,
-        ),
+
+async def _relay(addresses: list[str], publish: str, key: str, allow: str, name: str) -> int:
+    from ctrl.relay import Relay
+    from ctrl.zap import Authority
+    from fastproxy import __version__
+    from fastproxy.keys import load_client_key
+
+    file = load_client_key(key) if key else None
+    running = Relay(
+        file.name if file else name or socket.gethostname(),
+        addresses,
+        bind=publish,
+        curve=file.curve if file else None,
+        authority=Authority(allow) if allow else None,
+        release=__version__,
     )
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    try:
+        await running.open()
+        show.say(f"relay {running.name} of {', '.join(addresses)} at {running.address}")
+        await ended.wait()
+    finally:
+        await running.close()
+    return 0
 
 
 def publish(
@@ -175,7 +197,7 @@ def publish(
         name=name,
     )
     try:
-        _end(publishing.publish, options)
+        _end(publishing.publish(options))
     except DocumentsError as e:
         raise Failure(str(e), USAGE) from None
 
@@ -187,13 +209,13 @@ def _seconds(flag: str, text: str) -> float:
     return seconds
 
 
-def _end(run: Callable[[T], Coroutine[Any, Any, int]], options: T) -> None:
-    """Run it on a loop of its own, and end the program with its exit code."""
+def _end(running: Coroutine[Any, Any, int]) -> None:
+    """Run it on a loop of its own, and end the program with its exit code. Raises Failure."""
     import uvloop
 
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(run(options))
+            code = runner.run(running)
     except ValueError as e:  # of flags, and of key files
         raise Failure(str(e), USAGE) from None
     except OSError as e:
