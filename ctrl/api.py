@@ -23,8 +23,8 @@ from ctrl.events import stream
 from ctrl.model import Compacted, Conflict, StoreError
 from ctrl.orders import KIND as ORDER
 from ctrl.orders import Order
-from ctrl.plane import Unfit, Wish
 from ctrl.rollout import Plan
+from ctrl.wishes import Unfit, Wish
 from fastproxy import __version__
 
 if TYPE_CHECKING:

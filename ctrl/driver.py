@@ -37,6 +37,7 @@ class Driver:
         self._beat = time.monotonic()
         self._began: dict[str, float] = {}
         self._task: asyncio.Task[None] | None = None
+        self._acting = asyncio.Lock()
         self.rollout = Rollout(self.version, plan, time.monotonic(), self._seen())
 
     def __repr__(self) -> str:
@@ -49,14 +50,15 @@ class Driver:
         return self.rollout.to_dict()
 
     async def end(self, reason: str) -> None:
-        """Abort now. Raises StoreError when the store does not take it; it is tried again then."""
+        """Abort now. Raises StoreError when the store does not take it; it is tried on then."""
         self.rollout.abort(reason)
-        if not self.ended:
-            await self._carry_out()
-        if self._task and self._task is not asyncio.current_task():
+        await self._carry_out()
+
+    async def close(self) -> None:
+        """Drive no more. Whoever shares the store voids the candidate after a while."""
+        if self._task:
             self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.gather(self._task, return_exceptions=True)
 
     def _seen(self) -> list[Seen]:
         return seen(self._plane.fleet, self._epoch, self.version, self._began)
@@ -79,6 +81,11 @@ class Driver:
                 await fleet.wait_change(count, LOOK)
 
     async def _carry_out(self) -> None:
+        async with self._acting:
+            if not self.ended:
+                await self._act()
+
+    async def _act(self) -> None:
         rollout, plane = self.rollout, self._plane
         if rollout.phase is Phase.COMMITTED:
             await plane.settle(self.version)

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import secrets
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
@@ -27,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from ctrl import orders
 from ctrl.driver import Driver
 from ctrl.fleet import Fleet
+from ctrl.follower import Follower
 from ctrl.model import (
     Candidate,
     Change,
@@ -44,6 +44,7 @@ from ctrl.publisher import Publisher
 from ctrl.rollout import Plan
 from ctrl.trial import Known, Trial, attempt, know, texts
 from ctrl.views import Views
+from ctrl.wishes import Busy, Outcome, Unfit, Wish
 from fastproxy.resources.problem import Problem
 from fastproxy.tables import Tables
 from fastproxy.wire import WHOLE, Attributes
@@ -54,51 +55,11 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+__all__ = ["Busy", "Outcome", "Plane", "Unfit", "Wish"]
+
 MAX_DOCUMENTS = 100_000  # of one apply
 MAX_STORED = 200_000  # of one version
 ATTEMPTS = 8  # of a write that others were quicker than
-LOOK_EVERY = 5.0  # seconds; the watch tells sooner
-COMPACT_EVERY = 60.0
-PAUSE_MIN, PAUSE_MAX = 0.2, 10.0  # seconds until a lost store is tried again
-
-
-class Unfit(ValueError):
-    """Nothing was applied: these documents, or this request, cannot be."""
-
-    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
-        super().__init__(message)
-        self.problems = list(problems)
-
-
-class Busy(Conflict):
-    """A version is being rolled out; nothing else is written until it is settled or aborted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wish:
-    """How a change is to be made. strict: all of it or nothing. plan: by stages; None: by all at once."""
-
-    who: str = "unknown"
-    message: str = ""
-    dry_run: bool = False
-    strict: bool = False
-    plan: Plan | None = None
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of a change. version: of the head when nothing changed, of the candidate when it is rolled
-    out. diff: (identity, text before, text after), of a dry run."""
-
-    epoch: int
-    version: int
-    hash: str
-    verbs: tuple[tuple[str, str, str, str], ...] = ()
-    diff: list[tuple[Identity, str, str]] = field(default_factory=list)
-    problems: list[Problem] = field(default_factory=list)
-    warnings: list[Problem] = field(default_factory=list)
-    dry_run: bool = False
-    rollout: bool = False
 
 
 @dataclass(slots=True)
@@ -161,8 +122,6 @@ class Plane:
         self._candidate: Candidate | None = None
         self._candidate_contents = Contents()
         self._candidate_trial: Trial | None = None
-        self._seen_alive = (0, 0, 0.0)  # the candidate's version and beat, and since when we see this beat
-        self._compacted = 0
         self._lock = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "plane")
         self._tasks: list[asyncio.Task[None]] = []
@@ -182,12 +141,12 @@ class Plane:
             async with self._lock:
                 await self._load()
             await self.publisher.open()
-            async with self._lock:
-                await self._follow_candidate(await self.store.candidate())
+            await self.look()
         except BaseException:
             await self.close()
             raise
-        self._tasks = [asyncio.create_task(self._follow()), asyncio.create_task(self._keep_order())]
+        follower = Follower(self)
+        self._tasks = [asyncio.create_task(follower.follow()), asyncio.create_task(follower.keep_order())]
 
     async def close(self) -> None:
         """Stop, without waiting for anybody. A rollout of ours is aborted first, when the store takes it."""
@@ -200,6 +159,8 @@ class Plane:
         if self.driver and not self.driver.ended:
             with contextlib.suppress(StoreError):
                 await self.driver.end("the control plane that drove it was stopped")
+        if self.driver:
+            await self.driver.close()
         await self.publisher.close()
         await self.store.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -267,10 +228,10 @@ class Plane:
         return self._known.made.problems if self._known else []
 
     async def history(self, limit: int = 50, before: int | None = None) -> list[Entry]:
-        return await self._ask(self.store.history(limit, before))
+        return await self.ask(self.store.history(limit, before))
 
     async def entry(self, version: int) -> Entry:
-        return await self._ask(self.store.entry(version))
+        return await self.ask(self.store.entry(version))
 
     async def contents_at(self, version: int) -> Contents:
         """KeyError: there is no such version; Compacted: it is not kept."""
@@ -278,7 +239,7 @@ class Plane:
             return self._contents
         if version > self._head.version or version < 1:
             raise KeyError(f"there is no version {version}, the newest is {self._head.version}")
-        return await self._ask(self.store.contents(version))
+        return await self.ask(self.store.contents(version))
 
     # --- what changes it ---
 
@@ -361,12 +322,12 @@ class Plane:
 
     async def _write(self, expect: int, draft: Draft, trial: Trial, plan: Plan | None) -> int:
         if plan is not None:
-            candidate = await self._ask(self.store.propose(expect, draft, self.owner))
+            candidate = await self.ask(self.store.propose(expect, draft, self.owner))
             await self._propose(candidate, trial)
             self.driver = Driver(self, candidate, plan)
             self.driver.start()
             return candidate.version
-        entry = await self._ask(self.store.commit(expect, draft))
+        entry = await self.ask(self.store.commit(expect, draft))
         self.counts.applied += 1
         await self._install(Head(entry.epoch, entry.version, entry.version, entry.hash), trial)
         return entry.version
@@ -384,7 +345,7 @@ class Plane:
         """Set the share, renew the beat. Conflict: it is not open any more."""
         async with self._lock:
             before = self._candidate
-            self._candidate = await self._ask(self.store.step(version, share))
+            self._candidate = await self.ask(self.store.step(version, share))
             if before is None or before.share != share:
                 self.publisher.step()
             self.bell.ring()
@@ -392,22 +353,26 @@ class Plane:
     async def settle(self, version: int) -> None:
         """The candidate becomes the head. Conflict: it is not open any more."""
         async with self._lock:
-            entry = await self._ask(self.store.settle(version))
+            entry = await self.ask(self.store.settle(version))
             self.counts.applied += 1
             await self._settled(Head(entry.epoch, entry.version, entry.version, entry.hash))
 
     async def void(self, version: int, reason: str) -> None:
         """The candidate is aborted; proxies go back by themselves. Conflict: it is not open any more."""
         async with self._lock:
-            head = await self._ask(self.store.void(version, reason))
+            head = await self.ask(self.store.void(version, reason))
             await self._dropped(head)
+
+    def drives(self, version: int) -> bool:
+        """Whether that candidate is ours."""
+        return self.driver is not None and self.driver.version == version and not self.driver.ended
 
     async def abort(self, reason: str) -> bool:
         """A person's abort, of whosever candidate. False: none is open."""
         candidate = self._candidate
         if not candidate:
             return False
-        if self.driver and self.driver.version == candidate.version:
+        if self.driver and self.drives(candidate.version):
             await self.driver.end(reason)
         else:
             await self.void(candidate.version, reason)
@@ -421,7 +386,8 @@ class Plane:
             await self._look()
 
     async def _look(self) -> None:
-        head, candidate = await self._ask(self.store.head()), await self._ask(self.store.candidate())
+        # in this order: a candidate that is gone by then is known by the head that was read after it
+        candidate, head = await self.ask(self.store.candidate()), await self.ask(self.store.head())
         mine = self._candidate
         if mine and head.version == mine.version and head.epoch == self._head.epoch:
             await self._settled(head)
@@ -438,7 +404,7 @@ class Plane:
     async def _follow_candidate(self, candidate: Candidate | None) -> None:
         """Somebody else's candidate, or one of ours from before a restart."""
         mine = self._candidate
-        if candidate is None or candidate.version <= self._head.version:
+        if candidate is None or candidate.version <= self._head.decided:
             return
         if mine is None:
             self.followed = candidate
@@ -452,7 +418,7 @@ class Plane:
     async def _contents_of(self, head: Head) -> Contents:
         if not head.version:
             return Contents()
-        return await self._ask(self.store.contents(head.version))
+        return await self.ask(self.store.contents(head.version))
 
     async def _propose(self, candidate: Candidate, trial: Trial | None) -> None:
         contents = (
@@ -506,79 +472,25 @@ class Plane:
 
     # --- the store ---
 
-    async def _ask(self, asked: Awaitable[T]) -> T:
+    async def ask(self, asked: Awaitable[T]) -> T:
         """Whatever is asked of the store: what goes wrong is counted and shown."""
         try:
             answer = await asked
         except StoreError as e:
             if not isinstance(e, (Conflict, Compacted)):
-                self._lost(str(e))
+                self.lost(str(e))
             raise
         if self.trouble:
             self.say(f"the store answers again: {self.store.url}")
             self.trouble = ""
         return answer
 
-    def _lost(self, why: str) -> None:
+    def lost(self, why: str) -> None:
+        """The store cannot be reached; said once."""
         self.counts.store_errors += 1
         if why != self.trouble:
             self.say(f"the store fails, what is published stays: {why}")
         self.trouble = why
-
-    async def _follow(self) -> None:
-        """Look whenever the store says so; when its link is lost, again and again with growing pauses."""
-        pause = PAUSE_MIN
-        while True:
-            stream = self.store.watch()
-            try:
-                await self.look()
-                async for _ in stream:
-                    pause = PAUSE_MIN
-                    await self.look()
-            except StoreError as e:
-                self._lost(str(e))
-            finally:
-                await _end(stream)
-            await asyncio.sleep(pause * (0.5 + random.random()))
-            pause = min(2 * pause, PAUSE_MAX)
-
-    async def _keep_order(self) -> None:
-        """What has to be done from time to time, whether or not anybody writes."""
-        turn = 0.0
-        while True:
-            await asyncio.sleep(min(1.0, self.lapse / 4))
-            with contextlib.suppress(StoreError):
-                await self._void_what_nobody_drives()
-                if time.monotonic() - turn >= LOOK_EVERY:
-                    turn = time.monotonic()
-                    await self.look()
-                    await self._clear_lapsed_orders()
-                    await self._compact()
-
-    async def _void_what_nobody_drives(self) -> None:
-        candidate = self._candidate
-        if candidate is None or (self.driver and self.driver.version == candidate.version):
-            return
-        version, beat, since = self._seen_alive
-        now = time.monotonic()
-        if (version, beat) != (candidate.version, candidate.beat_ms):
-            self._seen_alive = (candidate.version, candidate.beat_ms, now)
-        elif now - since > self.lapse / 2:
-            await self.look()  # a beat that the watch did not tell counts too
-            if self._candidate == candidate and now - since > self.lapse:
-                self.say(f"version {version} is voided: {candidate.owner}, who drove it, does not answer")
-                await self.void(version, f"{candidate.owner}, who drove it, does not answer")
-
-    async def _clear_lapsed_orders(self) -> None:
-        gone = orders.lapsed(self._contents, time.time_ns() // 1_000_000)
-        if gone and self._candidate is None:
-            with contextlib.suppress(Unfit, Conflict):  # somebody else was quicker
-                await self.delete(gone, Wish(self.name, "their time is over"), "breaker orders lapsed")
-
-    async def _compact(self) -> None:
-        if self._head.version - self._compacted > self.keep * 1.1:
-            await self._ask(self.store.compact(self.keep))
-            self._compacted = self._head.version - self.keep
 
 
 def _judge(changes: list[Change], trial: Trial, found: list[Problem], strict: bool) -> None:
@@ -593,9 +505,3 @@ def _judge(changes: list[Change], trial: Trial, found: list[Problem], strict: bo
 
 def _place(head: Head) -> tuple[int, int]:
     return head.epoch, head.version
-
-
-async def _end(stream: AsyncIterator[None]) -> None:
-    close = getattr(stream, "aclose", None)
-    if close:
-        await close()
