@@ -39,7 +39,7 @@ def unpack_changes(data: bytes) -> tuple[Change, ...]:
     try:
         rows = _unpack(data)
         return tuple(_change_of(row) for row in rows)
-    except (ValueError, TypeError, zstandard.ZstdError) as error:
+    except (ValueError, TypeError) as error:
         raise damaged("changes", error) from error
 
 
@@ -51,7 +51,7 @@ def unpack_contents(version: int, data: bytes) -> Contents:
     """Raises StoreError: these bytes are damaged."""
     try:
         resources = [resource_of(row) for row in _unpack(data)]
-    except (ValueError, TypeError, zstandard.ZstdError) as error:
+    except (ValueError, TypeError) as error:
         raise damaged("contents", error) from error
     return Contents(version, {resource.identity: resource for resource in resources})
 
@@ -59,6 +59,21 @@ def unpack_contents(version: int, data: bytes) -> Contents:
 def draft_words(draft: Draft) -> dict[str, str]:
     """All of a draft but its changes."""
     return {"who": draft.who, "what": draft.what, "hash": draft.hash, "message": draft.message}
+
+
+def squeeze(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=3).compress(data)
+
+
+def expand(data: bytes) -> bytes:
+    """Raises ValueError: this was not squeezed, or is too large."""
+    try:
+        size = zstandard.frame_content_size(data)
+        if not 0 <= size <= MAX_UNPACKED:
+            raise ValueError(f"{size} bytes unpacked")
+        return zstandard.ZstdDecompressor().decompress(data, max_output_size=size)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
 
 
 def pack_entry(entry: Entry, **more: Any) -> str:
@@ -91,16 +106,13 @@ def _change_of(row: Row) -> Change:
 
 def _pack(rows: list[Row]) -> bytes:
     try:
-        return zstandard.ZstdCompressor(level=3).compress(msgpack.packb(rows))
+        return squeeze(msgpack.packb(rows))
     except UnicodeEncodeError as error:
         raise StoreError(f"this text is no Unicode and cannot be kept ({error})") from error
 
 
 def _unpack(data: bytes) -> list[Row]:
-    size = zstandard.frame_content_size(data)
-    if not 0 <= size <= MAX_UNPACKED:
-        raise ValueError(f"{size} bytes unpacked")
-    rows = msgpack.unpackb(zstandard.ZstdDecompressor().decompress(data, max_output_size=size))
+    rows = msgpack.unpackb(expand(data))
     if not isinstance(rows, list):
         raise ValueError("no list")
     return rows
