@@ -48,7 +48,9 @@ FLAGS: dict[str, Flag] = {
         SOURCE, "Resources from the control plane: tcp://HOST:PORT; parted by commas, or repeated.", "ADDRESS"
     ),
     "control_key": Flag(SOURCE, "Key of this proxy, made by fastproxyctl keys.", "FILE"),
-    "namespace": Flag(SOURCE, "Namespace of this proxy, for --control.", "NAME"),
+    "namespace": Flag(
+        SOURCE, "Namespace of this proxy, that exportTo of resources is matched against.", "NAME"
+    ),
     "state": Flag(SOURCE, "Folder for the last good version, for --control; or off.", "DIR|off"),
     "workers": Flag(PROXY, "Worker processes; 0: one per processor.", high=1024),
     "admin": Flag(PROXY, "HOST:PORT or unix:///PATH of the admin API, or off.", "ADDRESS"),
@@ -190,9 +192,12 @@ def settings_from(values: dict[str, Any]) -> Settings:
 
 def check_control(settings: Settings) -> None:
     """What belongs to the control plane: its addresses, our key, the names that we go by. FlagError."""
+    if not re.fullmatch(NAMESPACE, settings.namespace):
+        what = "lower-case letters, digits and - are wanted, at most 63"
+        raise FlagError("namespace", f"{settings.namespace!r} is no namespace: {what}")
     if not settings.control:
-        for name, default in (("control_key", ""), ("namespace", "default"), ("state", "")):
-            if getattr(settings, name) != default:
+        for name in ("control_key", "state"):
+            if getattr(settings, name):
                 raise FlagError(name, "is for --control tcp://HOST:PORT; leave it out, or give that too")
         return
     for name in ("config", "to"):
@@ -204,9 +209,6 @@ def check_control(settings: Settings) -> None:
         check_publisher(address, bool(settings.control_key))
     if len(set(settings.control)) < len(settings.control):
         raise FlagError("control", "names an address twice")
-    if not re.fullmatch(NAMESPACE, settings.namespace):
-        what = "lower-case letters, digits and - are wanted, at most 63"
-        raise FlagError("namespace", f"{settings.namespace!r} is no namespace: {what}")
     node = settings.node or socket.gethostname()
     if not re.fullmatch(NODE, node):
         what = f"{node!r} is no name: letters, digits, '.', '_' and '-' are wanted, at most 200"

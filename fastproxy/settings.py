@@ -20,7 +20,7 @@ class Settings:
     to: list[str] = field(default_factory=list)  # endpoints of the one-line proxy
     control: list[str] = field(default_factory=list)  # publish addresses of the control plane
     control_key: str = ""  # file of our CURVE key; empty: no encryption, loopback only
-    namespace: str = "default"  # of what runs here: which resources the control plane sends
+    namespace: str = "default"  # of this proxy: exportTo is matched against it
     state: str = ""  # folder of the last good version; empty: XDG_STATE_HOME/fastproxy; or "off"
     # this proxy
     workers: int = 0  # 0: one per processor this process may use

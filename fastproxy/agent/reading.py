@@ -81,7 +81,7 @@ class Reader:
         request = {
             "path": path,
             "texts": texts or [],
-            "namespace": getattr(self._settings, "namespace", "default"),
+            "namespace": self._settings.namespace,
             "labels": self._settings.label,
             "listen": self._settings.listen,
             "to": self._settings.to,

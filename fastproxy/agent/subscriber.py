@@ -366,7 +366,7 @@ class Subscriber(Source):
     def metrics(self, text: Text) -> None:
         sync = self._link.sync
         heard = max([self._started, *(peer.heard for peer in sync.peers)])
-        states = [(f'{{state="{s.value}"}}', int(s is sync.state)) for s in State]
+        states = [(f'state="{s.value}"', int(s is sync.state)) for s in State]
         text.simple("fastproxy_control_state", "gauge", "Of the link to the control plane.", states)
         for name, kind, meaning, value in (
             ("version", "gauge", "Newest version received.", sync.version),
