@@ -1,6 +1,6 @@
 # Each verb works on a fresh clone: what it needs is made first, once. Needs Python >= 3.11 and a C compiler.
 #
-#   demo   the proxy in front of three small services        test   every test, under 10 minutes on 2 cores
+#   demo   control plane, two proxies, three services        test   every test, under 10 minutes on 2 cores
 #   bench  scenarios x peers, into benchmarks/results/        lint   format, style, types, stubs
 #   asan   the compiled modules' tests under ASan and UBSan   fuzz   the parser, for FUZZ_SECONDS (60)
 #   build  compile in place; variants: see setup.py           clean  all that was made here but .venv

@@ -217,11 +217,11 @@ def differences(rows: Iterable[dict[str, Any]]) -> None:
 
 def unified(before: str, after: str, name: str) -> Iterator[Text]:
     """The lines of one difference; nothing for equal texts."""
-    old, new = (
-        [f"now: {name}", before] if before else ["/dev/null", ""],
-        [f"then: {name}", after] if after else ["/dev/null", ""],
-    )
-    for line in difflib.unified_diff(_lines(old[1]), _lines(new[1]), old[0], new[0], lineterm="", n=3):
+    if before.endswith("\n") and after.endswith("\n"):
+        before, after = before[:-1], after[:-1]
+    old = f"now: {name}" if before else "/dev/null"
+    new = f"then: {name}" if after else "/dev/null"
+    for line in difflib.unified_diff(_lines(before), _lines(after), old, new, lineterm="", n=3):
         style = ""
         if line.startswith(("---", "+++")):
             style = "bold"
