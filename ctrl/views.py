@@ -205,13 +205,10 @@ def _read(resource: Resource) -> Read:
 def _trimmed(text: str, line: int) -> tuple[str, int]:
     """A document without the marker and the empty lines around it: it is the same wherever in a file it
     stands."""
-    while text:
-        first, end, rest = text.partition("\n")
-        if first.strip() not in ("", "---") or not rest:
-            break
-        text, line = rest, line + 1
-        if first.strip() == "---":
-            break
+    if text.startswith("---") and text.partition("\n")[0].strip() == "---":
+        text, line = text.partition("\n")[2], line + 1
+    while text.partition("\n")[0].isspace() or text.startswith("\n"):
+        text, line = text.partition("\n")[2], line + 1
     if text.endswith("\n") and not _KEEP.search(text):
         text = text.rstrip("\r\n") + "\n"
     return text, line

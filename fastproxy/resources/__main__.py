@@ -7,7 +7,7 @@ Request, a map; a missing key is its default::
 
     path      str                      file or folder; "" for none
     texts     [[name, bytes], …]       documents handed over (POST /config); name is their "file"
-    namespace str                      of this proxy, for exportTo; missing: "default"
+    namespace str                      of this proxy, for exportTo; missing: "default"; None: no filter
     labels    {str: str}               of this proxy, for Gateway.selector; {}: takes every Gateway
     listen    str                      address of the mesh listener; "" for none
     to        [str, …]                 endpoints for every mesh host that no document claims
