@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from ctrl.documents import Found, found
 from ctrl.kinds import KINDS
@@ -33,22 +33,29 @@ class NotSimple(Exception):
     """This Service cannot be said as a ServiceEntry; the text says why and what to do."""
 
 
+class Piece(NamedTuple):
+    """One document for the server; ``line`` is where its author has it in ``file``."""
+
+    file: str
+    line: int
+    text: str
+
+
 @dataclass
 class Import:
-    """What ``take`` has made of the files: ``files`` are for the server, ``left`` counts what is not
-    ours by kind, ``notes`` says what was ours and could not be taken."""
+    """What ``take`` has made of the files: ``pieces`` are for the server, ``left`` counts by kind what is no
+    configuration of a proxy, ``notes`` says what could have been one and is not taken."""
 
     namespace: str = "default"
-    files: list[tuple[str, str]] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
     left: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     taken: int = 0
     made: int = 0
-    _whole: dict[str, list[tuple[int, str]]] = field(default_factory=dict)  # by file: line and text
 
     def take(self, files: Iterable[tuple[str, str]]) -> Import:
         """Read all files, then put together what belongs together. Raises DocumentsError."""
-        services: list[tuple[Found, dict[str, Any]]] = []
+        services: list[Found] = []
         addresses: dict[tuple[str, str], list[Address]] = {}
         for document in found(files):
             value = document.value
@@ -56,7 +63,7 @@ class Import:
             if version.startswith(OURS) and (kind in KINDS or not kind):
                 self._as_it_is(document)
             elif (kind, version) == ("Service", "v1"):
-                services.append((document, value))
+                services.append(document)
             elif kind == "Endpoints" and version == "v1":
                 addresses.setdefault(self._key(value), []).extend(_endpoints(value))
             elif kind == "EndpointSlice" and version.startswith("discovery.k8s.io/"):
@@ -65,11 +72,22 @@ class Import:
                 addresses.setdefault(key, []).extend(_slice(value))
             else:
                 self.left[kind or "document without kind"] += 1
-        for file, pieces in self._whole.items():
-            self.files.append((file, _in_place(pieces)))
-        for document, value in services:
-            self._service(document, value, addresses)
+        for document in services:
+            self._service(document, addresses)
         return self
+
+    @property
+    def files(self) -> list[tuple[str, str]]:
+        """(name, text) for the server: each document on the lines that it has in its file."""
+        by_file: dict[str, list[Piece]] = {}
+        for piece in self.pieces:
+            by_file.setdefault(piece.file, []).append(piece)
+        return [(file, _in_place(pieces)) for file, pieces in by_file.items()]
+
+    def print(self) -> str:
+        """All documents as one text."""
+        texts = (piece.text.strip("\n").removeprefix("---").strip("\n") for piece in self.pieces)
+        return "\n---\n".join(texts)
 
     def told(self) -> Iterator[str]:
         """Lines for the user: what was taken, what was left out and why."""
@@ -88,56 +106,61 @@ class Import:
         self.taken += 1
         metadata = document.value.get("metadata")
         moved = self.namespace != "default" and isinstance(metadata, dict) and "namespace" not in metadata
-        if document.item < 0 and not moved:
-            self._whole.setdefault(document.file, []).append((document.line, document.text))
-            return
-        value = dict(document.value)
-        if moved:
-            value["metadata"] = {**_map(metadata), "namespace": self.namespace}
-        place = f" items[{document.item}]" if document.item >= 0 else ""
-        self.files.append((f"{document.file}{place}", json.dumps(value, indent=2, ensure_ascii=False)))
+        text = document.text
+        if document.item >= 0 or moved:
+            value = dict(document.value)
+            if moved:
+                value["metadata"] = {**_map(metadata), "namespace": self.namespace}
+            text = json.dumps(value, ensure_ascii=False) + "\n"
+        self.pieces.append(Piece(document.file, document.line, text))
 
-    def _service(
-        self, document: Found, value: dict[str, Any], addresses: dict[tuple[str, str], list[Address]]
-    ) -> None:
-        space, name = self._key(value)
+    def _service(self, document: Found, addresses: dict[tuple[str, str], list[Address]]) -> None:
+        space, name = self._key(document.value)
         if (name, space) == CONTROL_PLANE:
             self.left["Service of the cluster itself"] += 1
             return
-        where = f"{document.file}:{document.line}"
+        where = f"{document.file}:{document.line}: Service {space}/{name}"
         try:
-            entry = service_entry(name, space, value, addresses.get((space, name), []))
+            entry, others = service_entry(name, space, document.value, addresses.get((space, name), []))
         except NotSimple as e:
-            self.notes.append(f"{where}: Service {space}/{name} is left out: {e}")
+            self.notes.append(f"{where} is left out: {e}")
             return
+        if others:
+            self.notes.append(f"{where}: its ports that do not speak HTTP are left out: {', '.join(others)}")
         self.made += 1
-        text = f"# made from Service {space}/{name} of {document.file}\n"
         import yaml
 
-        self.files.append((f"{where} (Service)", text + yaml.safe_dump(entry, sort_keys=False)))
+        text = f"# made from Service {space}/{name}\n" + yaml.safe_dump(entry, sort_keys=False)
+        self.pieces.append(Piece(f"Service {space}/{name} of {document.file}", 1, text))
 
 
-def _in_place(pieces: list[tuple[int, str]]) -> str:
+def _in_place(pieces: list[Piece]) -> str:
     """Documents on the lines that they have in their file, with nothing between: what the server finds wrong
     in them has the file's line."""
     parts: list[str] = []
     here = 1
-    for line, text in pieces:
-        if line > here:
+    for _, line, text in pieces:
+        empty = "\n" * max(line - here, 0)
+        if parts and (empty or not text.startswith(("---", "..."))):
             # behind a marker, so that the empty lines are no part of the document before
-            parts.append("---" + "\n" * (line - here) if parts else "\n" * (line - here))
-        parts.append(text)
-        here = line + text.count("\n")
+            empty = "---" + (empty or "\n")
+        parts += [empty, text]
+        here += empty.count("\n") + text.count("\n")
     return "".join(parts)
 
 
-def service_entry(name: str, space: str, value: dict[str, Any], addresses: list[Address]) -> dict[str, Any]:
-    """The ServiceEntry that says what this Service and its endpoints say. Raises NotSimple."""
+def service_entry(
+    name: str, space: str, value: dict[str, Any], addresses: list[Address]
+) -> tuple[dict[str, Any], list[str]]:
+    """The ServiceEntry that says what this Service and its endpoints say, and the ports that are not in it.
+    Raises NotSimple."""
     spec = _map(value.get("spec"))
     if not name:
         raise NotSimple("it has no name")
     external = spec.get("type") == "ExternalName"
-    ports, targets = [], {}
+    ports: list[dict[str, Any]] = []
+    targets: dict[str, str] = {}
+    others: list[str] = []
     given = spec.get("ports")
     for row in given if isinstance(given, list) else []:
         port = _map(row)
@@ -145,6 +168,7 @@ def service_entry(name: str, space: str, value: dict[str, Any], addresses: list[
         if type(number) is not int:
             raise NotSimple("a port has no number")
         if not protocol:
+            others.append(_text(port.get("name")) or str(number))
             continue
         label = _text(port.get("name")) or f"http-{number}"
         ports.append({"number": number, "name": label, "protocol": protocol})
@@ -179,12 +203,8 @@ def service_entry(name: str, space: str, value: dict[str, Any], addresses: list[
         unique = {json.dumps(endpoint, sort_keys=True): endpoint for endpoint in endpoints}
         made |= {"resolution": "STATIC", "endpoints": list(unique.values())}
     metadata = {"name": name, "namespace": space}
-    return {
-        "apiVersion": "networking.istio.io/v1",
-        "kind": "ServiceEntry",
-        "metadata": metadata,
-        "spec": made,
-    }
+    envelope = {"apiVersion": "networking.istio.io/v1", "kind": "ServiceEntry", "metadata": metadata}
+    return {**envelope, "spec": made}, others
 
 
 def _protocol(port: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 from ctrl import documents, show
 from ctrl.durations import spell
 from ctrl.keys import server_key
-from ctrl.plane import Plane, Unfit, Wish
+from ctrl.model import Change, Contents
+from ctrl.plane import Outcome, Plane, Unfit, Wish
 from ctrl.store.memory import MemoryStore
 from ctrl.zap import Authority
 from fastproxy.resources.source import names
@@ -57,7 +59,7 @@ async def publish(options: Options) -> int:
             "curve": server_key(options.keys).curve,
             "authority": Authority(Path(options.keys) / "allow"),
         }
-    plane = Plane(
+    plane = _Plane(
         MemoryStore(),
         name=options.name,
         bind=options.publish,
@@ -96,50 +98,49 @@ async def publish(options: Options) -> int:
         await plane.close()
 
 
+class _Plane(Plane):
+    """Its contents are those of the files, no more and no less."""
+
+    async def replace(self, files: Sequence[tuple[str, bytes]]) -> Outcome:
+        """These documents as one version, from which all others are gone; one that became bad stays as it
+        was. Raises Unfit.
+
+        Where an error of syntax hides which document it is in, what is missing is not taken for deleted.
+        """
+        resources, problems = await self._work(self.views.check, files)
+        named = {r.identity for r in resources} | {p.identity for p in problems}
+        hidden = any(not p.name for p in problems)
+
+        def choose(contents: Contents) -> list[Change]:
+            gone = [] if hidden else [Change(i, None) for i in contents.resources if i not in named]
+            return [*gone, *(Change(r.identity, r) for r in resources)]
+
+        return await self._change("publish", choose, Wish(who="publish"), problems)
+
+
 class _Session:
     """What is published and who has it."""
 
-    def __init__(self, plane: Plane, options: Options) -> None:
+    def __init__(self, plane: _Plane, options: Options) -> None:
         self.plane = plane
         self.options = options
         self.stamp = stamp(options)
 
     async def take(self, texts: list[tuple[str, str]]) -> bool:
-        """Make the documents the next version; False when nothing of them is good, then the one before stays.
-
-        Every document that is gone from the files goes from the proxies too; one that became bad stays as it
-        was.
-        """
-        plane = self.plane
-        files = [(name, text.encode()) for name, text in texts]
+        """Make the documents the next version; False when nothing of them is good, then the one before
+        stays."""
         try:
-            outcome = await plane.apply(files, Wish(who="publish"))
+            outcome = await self.plane.replace([(name, text.encode()) for name, text in texts])
         except Unfit as e:
             show.problems(problem.to_dict() for problem in e.problems)
             show.fail(str(e))
             return False
         show.problems(problem.to_dict() for problem in outcome.problems)
         show.problems((problem.to_dict() for problem in outcome.warnings), "warning")
-        gone = self._gone(texts, {problem.identity for problem in outcome.problems})
-        if gone is None:
-            show.hint("a file has an error of syntax: what is missing in it is not taken for deleted")
-        elif gone:
-            outcome = await plane.delete(gone, Wish(who="publish"))
-        head = plane.head()
-        show.say(
-            f"version {head.version}, hash {head.hash[:12]}: {show.count(len(plane.contents), 'document')}"
-        )
+        head = self.plane.head()
+        documents = show.count(len(self.plane.contents), "document")
+        show.say(f"version {head.version}, hash {head.hash[:12]}: {documents}")
         return True
-
-    def _gone(
-        self, texts: list[tuple[str, str]], bad: set[tuple[str, str, str]]
-    ) -> list[tuple[str, str, str]] | None:
-        """Documents that are no longer in the files; None: that cannot be known."""
-        try:
-            there = {documents.identity(document.value) for document in documents.found(texts)} | bad
-        except documents.DocumentsError:
-            return None
-        return [resource.identity for resource in self.plane.contents if resource.identity not in there]
 
     async def follow(self) -> None:
         """Take what changes in the files, once they are quiet; ends never."""
@@ -170,7 +171,7 @@ class _Session:
                 line += f", p50 {spell(now.p50_us)}, max {spell(now.max_us)}"
             for node, error in now.rejected[:NAMED]:
                 line += f"\n  {node} rejected it: {error}"
-            if line != told and (whole or now.rejected or not self.options.once):
+            if line != told and (whole or now.rejected or (now.total and not self.options.once)):
                 for text in line.splitlines():
                     show.say(f"{time.strftime('%H:%M:%S')} {text}" if not self.options.once else text)
                 told = line

@@ -210,10 +210,10 @@ def import_(
         raise Failure(str(e), USAGE) from None
     for line in made.told():
         show.hint(line)
-    if not made.files:
+    if not made.pieces:
         raise Failure(f"{folder}: nothing in it that fastproxy knows", USAGE)
     if show_documents:
-        typer.echo("\n---\n".join(text.strip("\n") for _, text in made.files))
+        typer.echo(made.print())
         return
     milliseconds("--timeout", timeout)
     said = message or f"import {folder}"

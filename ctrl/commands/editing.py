@@ -106,7 +106,7 @@ def _rounds(client: Client, row: Answer, original: str, file: Path, message: str
                 if not e.problems:
                     raise
                 reasons = "\n".join(_reason(p) for p in e.problems)
-        told = "".join(f"# {line}\n" for line in ("", *reasons.splitlines()))
+        told = "#\n" + "".join(f"# {line}\n" for line in reasons.splitlines())
 
 
 def _fetch(client: Client, kind: str, namespace: str, name: str) -> Answer:
