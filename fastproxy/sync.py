@@ -200,13 +200,15 @@ class Sync:
         if not head.id:  # an answer's candidate comes right behind it
             speaker.candidate = head.candidate
         if candidate:
+            void = self.decided >= candidate.version
             if (head.candidate, head.candidate_hash) == (candidate.version, candidate.hash):
                 candidate.confirmed = now
-            elif head.candidate >= candidate.version:
-                return actions + self._drop()  # its number was given to another
-            if self.decided >= candidate.version:
-                return actions + self._drop()
-            if candidate.confirmed == now:
+            else:  # its number was given to another, or nobody remembers it
+                void |= head.candidate >= candidate.version
+                void |= now - candidate.confirmed > LEASE * speaker.beat
+            if void:
+                actions += self._drop()
+            elif candidate.confirmed == now:
                 actions += self._step(head.share)
         return actions
 
@@ -386,18 +388,13 @@ class Sync:
                 self.peers[question.peer].fail(now, self._random)
                 waited = now - question.sent
                 actions += self._trouble(question.peer, f"has not answered an ask for {waited:.0f} s")
-        candidate = self.candidate
-        if candidate:
-            for peer in self.peers:
-                old = now - candidate.confirmed > LEASE * peer.beat and peer.heard > candidate.confirmed
-                if old and self._useful(peer, now) and peer.older is None:
-                    return actions + self._drop()
-        elif self._unfit and self._unfit == self.version:
+        serves = self.candidate and self.candidate.flipped
+        if self._unfit and self._unfit == self.version and not serves:
             if self._again is None:
                 self._again = now + min(UNFIT_MAX, UNFIT_MIN * 2.0 ** min(self._unfits - 1, 16))
             elif now >= self._again:
                 self._again = float("inf")  # until we hear how it went
-                actions.append(Apply(self.version, self.hash, None))
+                actions += self.anew()
         return actions
 
     # --- asking ---
