@@ -4,9 +4,10 @@ floor  module                                   what it is
 0      problem, hosts                           one error with its place; host patterns
 0      tree, source                             text to values with lines; files to texts
 1      fields, model                            the words of the schema
-2      virtual_service, traffic                 the schema, kind by kind
-3      documents, load                          documents, good and bad; the last good ones
-4      registry, clusters, routes, listeners    one table each
+2      breaker, virtual_service, traffic        the schema, kind by kind
+3      documents, load, exports                 documents, good and bad; the last good ones; who sees them
+4      registry, clusters, routes, listeners,   one table each
+       breakers
 5      compile                                  all documents to tables
 6      advice                                   what is no error and yet surely not meant
 7      __main__                                 the same as a process of its own, for the agent

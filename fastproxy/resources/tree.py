@@ -25,7 +25,9 @@ from yaml.events import (
 from fastproxy.resources.problem import PathPart, printable
 
 MAX_DEPTH = 64
-MAX_NODES = 2_000_000  # after aliases are expanded: what a billion laughs would grow to
+MAX_NODES = (
+    2_000_000  # after aliases are expanded: what a billion laughs would grow to; 64 characters are one
+)
 
 Marks = dict[PathPart, tuple[int, Any]]  # key -> (line, marks of the value or None)
 
@@ -138,13 +140,14 @@ def _parse(text: str) -> tuple[Any, Marks]:
                 if key in into:
                     raise Fault(key_line, f"{printable(key)} is given twice", marks[key][0])
                 if event.anchor is not None:
-                    anchors[event.anchor] = (key, None, 1)
+                    anchors[event.anchor] = (key, None, 1 + (len(key) >> 6))
                 continue
-            nodes += 1
+            size = 1 + (len(event.value) >> 6)
+            nodes += size
             value = _scalar(event)
             line = event.start_mark.line
             if event.anchor is not None:
-                anchors[event.anchor] = (value, None, 1)
+                anchors[event.anchor] = (value, None, size)
         elif kind is MappingStartEvent or kind is SequenceStartEvent:
             line = event.start_mark.line
             if key is None and type(into) is dict:

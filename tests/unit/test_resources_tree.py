@@ -119,6 +119,15 @@ def test_a_billion_laughs() -> None:
     assert time.monotonic() - start < 2
 
 
+def test_laughs_that_are_few_and_long() -> None:
+    """A list's items are kept as text, and there an alias is as long as what it names."""
+    repeated = ", ".join(["*a"] * 3000)
+    assert len(parse(f"a: &a {'x' * 10}\nb: [{repeated}]")[0]["b"]) == 3000
+    for text in (f"a: &a {'x' * 100_000}\nb: [{repeated}]", f"? &a {'x' * 100_000}\n: 1\nb: [{repeated}]"):
+        with pytest.raises(Fault, match="more than 2000000 values after aliases are expanded"):
+            parse(text)
+
+
 def test_lines() -> None:
     text = "a:\n- b: 1\n  c:\n    d: [x,\n      y]\n- e\nx: &x\n  f: 1\nz: *x\nm:\n  <<: *x\n  g: 2\n"
     _, marks = parse(text)
