@@ -176,7 +176,7 @@ class Serve:
 
 
 class Traffic:
-    """Requests to a proxy, one after the other on a connection that stays and on fresh ones, until it is ended.
+    """Requests to a proxy, one after the other on a connection that stays and on fresh ones, until its end.
 
     A request that fails, or is answered with anything but 200, is kept in :attr:`failures`.
     """
