@@ -25,6 +25,7 @@ from fastproxy.tables import Rewrite as RewriteRow
 from fastproxy.tables import StringMatch as StringMatchRow
 
 MESH = "mesh"
+MAX_PLACES = 64  # for which a document keeps its translation
 _HTTP = ("spec", "http")
 
 
@@ -84,6 +85,8 @@ class Translator:
                 route = self._route(document, i, http)
                 if route is not None:
                     kept.routes.append(route)
+            if len(document.memo) >= MAX_PLACES:  # listeners come and go as long as a document stays
+                document.memo.clear()
             document.memo[place] = kept
         self._problems += kept.problems
         self._known[name] = kept

@@ -17,6 +17,7 @@ import pytest
 
 from ctrl.model import Change, Contents, Resource
 from ctrl.views import ALL, KEPT, Made, Views
+from fastproxy.resources.routes import MAX_PLACES
 from fastproxy.rows import Rows
 from fastproxy.tables import NAMES
 from fastproxy.wire import Attributes
@@ -192,6 +193,7 @@ PROGRAM = """
 import sys
 from tests.control.test_views import VIEWS, contents, mesh_of
 from ctrl.views import Views
+from fastproxy.resources.routes import MAX_PLACES
 from fastproxy.rows import Rows
 views, some = Views(), contents(*mesh_of(7))
 order = list(range(len(VIEWS)))
@@ -397,6 +399,16 @@ def test_what_is_remembered_is_bounded() -> None:
             views.make(some, attributes)
     # the change is for the mesh: two views have one result for all contents, four have one for each
     assert repr(views) == f"<Views: {len(SMALL) + KEPT - 1} documents, {KEPT * 4 + 2} results>"
+
+
+def test_a_gateway_that_moves_for_ever_leaves_nothing_behind() -> None:
+    views, some = Views(), contents(edge("edge", 9000), virtual("www", "nobody", gateways=["edge"]))
+    for version in range(2, 200):
+        moved = resources(edge("edge", 9000 + version))
+        some = some.after(version, [Change(r.identity, r) for r in moved])
+        assert list(views.make(some).tables["routes"]) == [f"0.0.0.0:{9000 + version} www"]
+    kept = [d.memo for d, _ in views._read.values() if d is not None and d.row.kind == "VirtualService"]
+    assert [0 < len(memo) <= MAX_PLACES for memo in kept] == [True]
 
 
 def test_one_change_among_thousands_is_not_a_new_start() -> None:
