@@ -110,11 +110,14 @@ def explain(
     ] = "",
     listen: Annotated[str, typer.Option(metavar="ADDRESS", help="As --listen of run.")] = "",
     label: Annotated[list[str], typer.Option(metavar="K=V", help="As --label of run.")] = [],  # noqa: B006
+    namespace: Annotated[str, typer.Option(metavar="NAME", help="As --namespace of run.")] = "default",
 ) -> None:
     """Say where a request goes: each rule tried, the first reason it failed, and the pick."""
     from fastproxy.report import explain_request
 
-    raise typer.Exit(explain_request(config, request, header, data, listener, listen, _labels(label)))
+    raise typer.Exit(
+        explain_request(config, request, header, data, listener, listen, _labels(label), namespace)
+    )
 
 
 @app.command()

@@ -21,9 +21,9 @@ from fastproxy.tables import Headers, Tables
 OK, FAULTY = 0, 2
 
 
-def _load(config: str, listen: str, labels: dict[str, str]) -> dict[str, Any]:
+def _load(config: str, listen: str, labels: dict[str, str], namespace: str | None = None) -> dict[str, Any]:
     """The answer of the reader of resources, with what only the plan finds wrong among its problems."""
-    read = answer({"path": config, "listen": listen, "labels": labels})
+    read = answer({"path": config, "listen": listen, "labels": labels, "namespace": namespace})
     if "error" in read:
         problems = [_problem("--listen", str(read["error"]))]
         return {"problems": problems, "warnings": [], "documents": [], "tables": None}
@@ -40,7 +40,10 @@ def _problem(file: str, message: str) -> dict[str, Any]:
 
 
 def check_config(config: str, listen: str, labels: dict[str, str]) -> int:
-    """Print every problem and warning, and how many documents are good; the exit code, 0 with warnings."""
+    """Print every problem and warning, and how many documents are good; the exit code, 0 with warnings.
+
+    For proxies of every namespace: what only one of them would see is looked at, too.
+    """
     read = _load(config, listen, labels)
     problems, warnings = read["problems"], read["warnings"]
     show_problems(problems)
@@ -88,9 +91,10 @@ def explain_request(
     listener: str,
     listen: str,
     labels: dict[str, str],
+    namespace: str,
 ) -> int:
     """Print where the request goes; the exit code. What is wrong with documents goes to standard error."""
-    read = _load(config, listen, labels)
+    read = _load(config, listen, labels, namespace)
     for p in read["problems"]:
         print(f"fastproxy: warning: {_place(p)}: {p['field']}: {p['message']}", file=sys.stderr)
     if not read.get("compiled"):
