@@ -44,7 +44,9 @@ from fastproxy.wire import (
 if TYPE_CHECKING:
     from fastproxy.keys import Curve
 
-PROBE_AGAIN = 5.0  # seconds without a word until a publisher is asked anew who it is
+PROBE_AGAIN = 5.0  # seconds without a word until a publisher is asked anew who it is, or connected to anew
+WAITING = 32  # updates that wait to be read; more wait at the publisher, and then they are a gap
+MAX_REFUSAL = 64 * 1024  # bytes: all that comes on the answer lane
 QUEUE = 1000  # actions that wait for the applier; more are made one
 LINES, LINES_A_SECOND = 20.0, 1.0  # of the log: at once, and from then on
 ON_PUBLISH = (Announce, Heartbeat, Update)
@@ -265,18 +267,16 @@ class _End:
         self.well = False  # the connection stands
         self.fresh = True  # it is another than the one that the lanes were made for
         self.nonce = b""
-        subscriber = self.open(zmq.SUB, 1000)
+        subscriber = self.open(zmq.SUB, WAITING, MAX_BODY)
         monitor = subscriber.get_monitor_socket(_WATCHED)
         self.monitor = Readable(link._loop, monitor, self.on_event)
         self.publish = Readable(link._loop, subscriber, self.on_publish)
         subscriber.setsockopt(zmq.SUBSCRIBE, view_topic(link.sync.attributes.view))
         subscriber.connect(address)
 
-    def open(self, kind: int, queue: int) -> zmq.Socket[bytes]:
+    def open(self, kind: int, queue: int, most: int) -> zmq.Socket[bytes]:
         assert self.link._context is not None
-        return open_socket(
-            self.link._context, kind, curve=self.link._curve, max_message=MAX_BODY, queue=queue
-        )
+        return open_socket(self.link._context, kind, curve=self.link._curve, max_message=most, queue=queue)
 
     def close(self) -> None:
         if self.reporter:
@@ -323,12 +323,12 @@ class _End:
                 if lane:
                     lane.close()
             self.ports = ports
-            self.asks = self.dealer(ports[0], 8, self.on_snapshot)
-            self.answers = self.dealer(ports[1], 256, self.on_answer)
+            self.asks = self.dealer(ports[0], 8, MAX_BODY, self.on_snapshot)
+            self.answers = self.dealer(ports[1], 256, MAX_REFUSAL, self.on_answer)
         self.report_every(message.report_ms)
 
-    def dealer(self, port: int, queue: int, on_frames: Callable[[list[bytes]], None]) -> Readable:
-        socket = self.open(zmq.DEALER, queue)
+    def dealer(self, port: int, queue: int, most: int, on_frames: Callable[[list[bytes]], None]) -> Readable:
+        socket = self.open(zmq.DEALER, queue, most)
         socket.connect(lane_address(self.address, port))
         return Readable(self.link._loop, socket, on_frames)
 
@@ -388,4 +388,16 @@ class _End:
 
     def tick(self, now: float, heard: float) -> None:
         if now - heard > PROBE_AGAIN:
-            self.probe()
+            if self.well:
+                self.probe()
+            else:
+                self.connect_again()
+
+    def connect_again(self) -> None:
+        """ZeroMQ tries again by itself where nobody answers, but never where it was refused or did not
+        understand: yet a key may be allowed later, and another program may listen there by then."""
+        self.probed = self.link._loop.time()
+        with contextlib.suppress(zmq.ZMQError):  # when it gave up, there is nothing to disconnect
+            self.publish.socket.disconnect(self.address)
+        self.publish.socket.connect(self.address)
+        self.publish.look_again()
