@@ -119,6 +119,7 @@ class Admin:
             _route("/metrics", self._metrics),
             _route("/plan", self._plan),
             _route("/clusters", self._clusters),
+            _route("/breakers", self._breakers),
             _route("/explain", self._explain),
             _route("/config", self._config, "POST"),
             _route("/drain", self._drain, "POST"),
@@ -189,7 +190,7 @@ class Admin:
 
     async def _index(self, request: Request) -> Response:
         lines = [
-            "GET  /live /ready /metrics /plan /clusters",
+            "GET  /live /ready /metrics /plan /clusters /breakers",
             "GET  /explain?request=GET%20http://host/path&header=a:%20b",
         ]
         lines += ["POST /config   resources as YAML, or tables as " + MSGPACK, "POST /drain"]
@@ -211,6 +212,9 @@ class Admin:
 
     async def _clusters(self, request: Request) -> Response:
         return Json(self._agent.describe_clusters())
+
+    async def _breakers(self, request: Request) -> Response:
+        return Json(self._agent.describe_breakers())
 
     async def _explain(self, request: Request) -> Response:
         query = request.query_params

@@ -228,6 +228,11 @@ class Agent:
 
         return describe.clusters(self)
 
+    def describe_breakers(self) -> dict[str, Any]:
+        from fastproxy.agent import describe
+
+        return describe.breakers(self)
+
     def metrics(self) -> bytes:
         """/metrics; from a thread, as many series take milliseconds."""
         from fastproxy.agent import describe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from fastproxy.agent.listeners import join
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from fastproxy.agent.agent import Agent
 
 SLASHES = ("keep", "reject", "decode")  # as the parser numbers them
+LAST_MS = 253_402_300_799_000  # the last second of the year 9999
 HEALTH = {1: "failed health check", 2: "ejected", 4: "draining"}
 
 
@@ -90,6 +92,24 @@ def clusters(agent: Agent) -> dict[str, Any]:
         )
     unresolved = {host: name.error for host, name in agent.resolver.names.items() if name.error}
     return {"version": now.version, "clusters": out, "unresolved": unresolved}
+
+
+def breakers(agent: Agent) -> dict[str, Any]:
+    """/breakers: state of each, orders that stand, requests that were not admitted."""
+    now = agent.publisher.current
+    out = []
+    for name, state, order, until_ms, rejected in agent.orders.describe():
+        until = datetime.fromtimestamp(min(until_ms, LAST_MS) / 1000, UTC) if order else None
+        out.append(
+            {
+                "breaker": name,
+                "state": state,
+                "order": order,
+                "until": until.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z" if until else "",
+                "rejected": rejected,
+            }
+        )
+    return {"version": now.version if now else 0, "breakers": out}
 
 
 def metrics(agent: Agent) -> bytes:

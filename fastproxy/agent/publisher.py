@@ -178,7 +178,9 @@ class Publisher:
     async def in_thread(self, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Do this where plans are compiled: one after the other, and never at the cost of traffic."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._compiler, functools.partial(work, *args, **kwargs))
+        return await loop.run_in_executor(
+            self._compiler, functools.partial(_uncollected, functools.partial(work, *args, **kwargs))
+        )
 
     def retry_listeners(self) -> None:
         """Try again to open what could not be opened, say because its port was in use."""
@@ -235,11 +237,7 @@ class Publisher:
     def _compile(self, tables: Tables, version: int, resolved: dict[str, list[str]]) -> Prepared:
         """In a thread, so that the admin API answers meanwhile."""
         started = time.monotonic()
-        gc.disable()  # all of it is alive: walking it again and again would double the time
-        try:
-            compiled = compile_plan(tables, self._slots, epoch=self.epoch, version=version, resolved=resolved)
-        finally:
-            gc.enable()
+        compiled = compile_plan(tables, self._slots, epoch=self.epoch, version=version, resolved=resolved)
         _plan.PlanView(compiled.plan).check()
         made = Published(
             version,
@@ -300,6 +298,15 @@ class Publisher:
                 self._live.set_health(slot, 0)
                 gone.append(name)
         self._slots.release(idle, gone)
+
+
+def _uncollected(work: Callable[[], R]) -> R:
+    """All that is made there stays alive: walking it again and again would double the time."""
+    gc.disable()
+    try:
+        return work()
+    finally:
+        gc.enable()
 
 
 def _hash(tables: Tables) -> str:

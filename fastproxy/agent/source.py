@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,7 @@ class Answer:
     status: int = BAD
 
 
-class Source:
+class Source(ABC):
     """One publication at a time: who publishes holds ``_lock``."""
 
     def __init__(self, settings: Settings, publisher: Publisher) -> None:
@@ -46,17 +47,18 @@ class Source:
         self.reloads = 0
         self.failures = 0
 
+    @abstractmethod
     async def start(self) -> Published:
         """The first version. Raises StartError after saying why there is none."""
-        raise NotImplementedError
 
     async def run(self) -> None:
         """Follow names that resolve anew and listeners that could not be opened."""
         await asyncio.gather(self._publish_when_resolved(), self._retry_listeners())
 
-    async def close(self) -> None:
-        return
+    @abstractmethod
+    async def close(self) -> None: ...
 
+    @abstractmethod
     def ask_reload(self) -> None:
         """SIGHUP. Whoever sends it gets an answer, also where nothing is new."""
 
@@ -67,13 +69,13 @@ class Source:
         """Why nothing serves yet."""
         return "no plan yet"
 
+    @abstractmethod
     async def replace(self, text: bytes) -> Answer:
         """POST /config: put these documents in the place of all others."""
-        raise NotImplementedError
 
+    @abstractmethod
     async def replace_tables(self, tables: object) -> Answer:
         """The same with tables."""
-        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """What /plan says of it besides the problems."""
@@ -81,6 +83,7 @@ class Source:
 
     def metrics(self, text: Text) -> None:
         """What it adds to the agent's own metrics."""
+        return
 
     # --- inside ---
 

@@ -55,6 +55,10 @@ def wait_served(proxy: Proxy, status: int) -> None:
     until(lambda: status_of(proxy.address) == status)
 
 
+def wait_serving(proxy: Proxy, version: int) -> None:
+    until(lambda: told(proxy)["serving"] == version)
+
+
 def wait_kept(proxy: Proxy, version: int) -> None:
     until(lambda: told(proxy)["last_good"]["version"] == version)
 
@@ -142,7 +146,7 @@ def test_changes_under_load_fail_no_request(control: ControlPlane) -> None:
                 thread.start()
             for number in range(30):
                 version = control.publish(to_origin((one, two)[number % 2].port))
-                until(lambda wanted=version: told(proxy)["serving"] == wanted)
+                wait_serving(proxy, version)
             ended.set()
             for thread in threads:
                 thread.join()

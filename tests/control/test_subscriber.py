@@ -304,7 +304,6 @@ def test_ten_thousand_routes_do_not_hold_up_the_loop(tmp_path: Path) -> None:
             assert await agent.do(apply(1, None)) == [(Apply, 1, "")]
             watching.cancel()
             assert len(agent.serves()["routes"]) == 10_000
-            print(f"longest {longest} {agent.publisher.current.compile_seconds}")
             assert longest < 0.25, longest
 
     run(body, tmp_path)
