@@ -56,7 +56,7 @@ class EtcdStore:
         try:
             if await self._find() is None:
                 new = State(rules.now_ms())
-                await self._keys.transaction(None, [self._keys.put("head", new.pack())], WRITE_SECONDS)
+                await self._keys.transaction({"head": 0}, [self._keys.put("head", new.pack())], WRITE_SECONDS)
             await self._state()
         except BaseException:
             await self.close()
@@ -234,10 +234,11 @@ class EtcdStore:
         if sum(counts) == 0:
             return 0
         base = await self._new_base(state, min(oldest, state.version))
-        ops = [keys.delete_versions("entry", first, last) for first, last in ranges]
-        ops.append(keys.delete_versions("log", 0, base.version))
+        ops = [keys.put("head/base", base.pack()), keys.delete_versions("log", 0, base.version)]
+        ops += [keys.delete_versions("entry", first, last) for first, last in ranges]
         there = [f"pieces/{base.id}/{0:06d}"] if base.pieces else []  # it was not swept meanwhile
-        return sum(counts) if await self._replace(state, replace(state, base=base), ops, there) else None
+        same = {"head/base": state.base_revision}
+        return sum(counts) if await keys.transaction(same, ops, WRITE_SECONDS, there) else None
 
     async def _new_base(self, state: State, until: int) -> Base:
         logs = await self._keys.versions(
@@ -254,7 +255,7 @@ class EtcdStore:
 
     async def _sweep(self) -> None:
         """Delete the pieces that nothing names: of writers that lost or died, and of older bases. Those of
-        versions that are decided cannot be named any more; those of bases only by a change of the head."""
+        versions that are decided cannot be named any more; those of a base only by who changes the base."""
         state = await self._state(strong=True)
         for id_ in await self._keys.piece_ids(state.seen):
             base, version = version_of(id_)
@@ -264,7 +265,8 @@ class EtcdStore:
                 named = version > state.decided or await self._log_id(state, version) == id_
             if not named:
                 delete = [self._keys.delete_pieces(id_)]
-                await self._keys.transaction(state.revision, delete, WRITE_SECONDS)
+                same = {"head/base": state.base_revision} if base else {}
+                await self._keys.transaction(same, delete, WRITE_SECONDS)
         if self._old_revision:
             await self._keys.forget_revisions(self._old_revision, WRITE_SECONDS)
         self._old_revision = state.seen
@@ -278,10 +280,10 @@ class EtcdStore:
     async def _find(self, strong: bool = False) -> State | None:
         if not self._open:
             raise StoreError("the store is not open")
-        found, seen, certain = await self._keys.get_with_revision("head", strong, WRITE_SECONDS)
-        if found is None:
+        found, seen, certain = await self._keys.head(strong, WRITE_SECONDS)
+        if "head" not in found:
             return None
-        state = State.unpack(*found, seen)
+        state = State.unpack(found["head"], found.get("head/base"), seen)
         if self._last and not certain and state.revision < self._last.revision:
             return self._last
         self._last = state
@@ -376,11 +378,11 @@ class EtcdStore:
             tried = True
         raise StoreError("other control planes write all the time: try again")
 
-    async def _replace(self, state: State, new: State, ops: list[Op], there: list[str] | None = None) -> bool:
+    async def _replace(self, state: State, new: State, ops: list[Op]) -> bool:
         """Set the head, with these, when nobody else has. False: somebody has. Raises Unsure."""
         ops = [self._keys.put("head", new.pack()), *ops]
         try:
-            return await self._keys.transaction(state.revision, ops, WRITE_SECONDS, there)
+            return await self._keys.transaction({"head": state.revision}, ops, WRITE_SECONDS)
         except Unreached as error:
             if error.sent:
                 raise _unsure(error) from error

@@ -141,7 +141,7 @@ class Members:
         if _BUSY in message or _BEHIND in message:
             raise _Next(message, sent=False)
         if "space exceeded" in message:
-            message += ": compact and defragment etcd, or raise --quota-backend-bytes; then disarm its alarm"
+            message += ": compact and defragment etcd, or raise its quota; then disarm its alarm"
         if "too large" in message:
             message += ": apply fewer documents at once"
         raise Refused(f"etcd at {address} refused: {message}")

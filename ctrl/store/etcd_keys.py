@@ -39,16 +39,17 @@ class Keys:
         kvs = (await self._range(self._of(key, revision), strong)).get("kvs", [])
         return un64(kvs[0].get("value", "")) if kvs else None
 
-    async def get_with_revision(
-        self, key: str, strong: bool, seconds: float
-    ) -> tuple[Found | None, int, bool]:
-        """(value and revision, etcd's revision now, it is certainly the newest). strong: or Unreached."""
-        answer = await self._range(self._of(key), strong, seconds if strong else READ_SECONDS)
+    async def head(self, strong: bool, seconds: float) -> tuple[dict[str, Found], int, bool]:
+        """(``head`` and what is below it, etcd's revision now, it is certainly the newest). strong: that, or
+        Unreached."""
+        body = self._of("head") | {"range_end": self._key("head0")}
+        answer = await self._range(body, strong, seconds if strong else READ_SECONDS)
         certain = strong or time.monotonic() >= self._weak_until
-        seen = int(answer["header"]["revision"])
-        kvs = answer.get("kvs", [])
-        found = (un64(kvs[0].get("value", "")), int(kvs[0]["mod_revision"])) if kvs else None
-        return found, seen, certain
+        found = {
+            un64(kv["key"]).decode()[len(self.prefix) :]: (un64(kv.get("value", "")), int(kv["mod_revision"]))
+            for kv in answer.get("kvs", [])
+        }
+        return found, int(answer["header"]["revision"]), certain
 
     async def versions(
         self,
@@ -124,15 +125,14 @@ class Keys:
     # --- writes: what may be sent twice ---
 
     async def transaction(
-        self, revision: int | None, ops: list[Op], seconds: float, there: list[str] | None = None
+        self, same: dict[str, int], ops: list[Op], seconds: float, there: list[str] | None = None
     ) -> bool:
-        """All of them, when the head was last changed at ``revision`` (None: is not there) and the keys
+        """All of them, when these keys were last changed at these revisions (0: are not there) and the keys
         ``there`` exist."""
-        head = self._key("head")
-        if revision is None:
-            compare = [{"key": head, "target": "CREATE", "result": "EQUAL", "create_revision": "0"}]
-        else:
-            compare = [{"key": head, "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}]
+        compare = [
+            {"key": self._key(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
+            for key, revision in same.items()
+        ]
         for key in there or ():
             one = {"key": self._key(key), "target": "CREATE", "result": "GREATER", "create_revision": "0"}
             compare.append(one)

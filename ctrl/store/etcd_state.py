@@ -2,14 +2,16 @@
 
 ::
 
-    PREFIX/head              JSON: epoch, version, decided, hash, the open candidate, the base
+    PREFIX/head              JSON: epoch, version, decided, hash, the open candidate
+    PREFIX/head/base         JSON: the base: contents of an old version, in pieces
     PREFIX/entry/VERSION     the history: zstd of JSON
     PREFIX/log/VERSION       the changes of a version (or open candidate): msgpack {id, parent, pieces, data}
     PREFIX/pieces/ID/NUMBER  changes too large for one key, and the base: slices of packed bytes
 
-``head`` is the only key that is compared: whoever replaces it in one transaction with the rest wins. Pieces
-are written before, under an id of their own: nobody looks at them until a log or the head names them. The
-contents of a version are those of the base and all logs after it.
+``head`` is the key that writers compare: whoever replaces it in one transaction with the rest wins; who
+compacts compares ``head/base``, so that the two do not disturb each other. Pieces are written before, under
+an id of their own: nobody looks at them until a log or the base names them. The contents of a version are
+those of the base and all logs after it; all is read at one revision of etcd.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ from ctrl.store.rules import FORMAT
 PIECE = 512 << 10  # bytes of one put; etcd takes requests of 1.5 MiB
 INLINE = 64 << 10  # packed changes up to here live in the log itself
 
+Found = tuple[bytes, int]
+
 
 @dataclass(frozen=True, slots=True)
 class Base:
@@ -37,6 +41,9 @@ class Base:
     id: str = ""
     chain: str = ""
     pieces: int = 0
+
+    def pack(self) -> bytes:
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +74,8 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """The value of the head key. id: of the head's changes. revision: etcd's, of the last change of this key;
-    seen: etcd's when it was read."""
+    """The values of the head's keys. id: of the head's changes. revision: etcd's, of the last change of the
+    key ``head``; base_revision: of ``head/base``, 0: there is none; seen: etcd's when they were read."""
 
     epoch: int
     version: int = 0
@@ -78,6 +85,7 @@ class State:
     open: Open | None = None
     base: Base = field(default_factory=Base)
     revision: int = 0
+    base_revision: int = 0
     seen: int = 0
 
     @property
@@ -91,7 +99,8 @@ class State:
 
     def pack(self) -> bytes:
         fields = {"format": FORMAT} | asdict(self)
-        del fields["revision"], fields["seen"]
+        for name in ("base", "revision", "base_revision", "seen"):
+            del fields[name]
         return json.dumps(fields, separators=(",", ":")).encode()
 
     def settled(self, version: int, hash_: str, id_: str) -> State:
@@ -99,17 +108,21 @@ class State:
         return replace(self, version=version, decided=version, hash=hash_, id=id_, open=None)
 
     @classmethod
-    def unpack(cls, data: bytes, revision: int, seen: int) -> State:
+    def unpack(cls, head: Found, base: Found | None, seen: int) -> State:
+        """Found: value and revision of its last change. Raises StoreError."""
         try:
-            d = json.loads(data)
+            d = json.loads(head[0])
             form = d.pop("format")
             if form != FORMAT:
                 raise StoreError(
                     f"the store in etcd has format {form}, this fastproxyctl knows {FORMAT}: "
                     "run the release that wrote it, or name another prefix"
                 )
-            opened, base = d.pop("open"), Base(**d.pop("base"))
-            return cls(**d, open=Open(**opened) if opened else None, base=base, revision=revision, seen=seen)
+            opened = d.pop("open")
+            state = cls(**d, open=Open(**opened) if opened else None, revision=head[1], seen=seen)
+            if base is None:
+                return state
+            return replace(state, base=Base(**json.loads(base[0])), base_revision=base[1])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise damaged("head", error) from error
 
