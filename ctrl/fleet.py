@@ -22,6 +22,7 @@ REMEMBER = 600.0  # seconds that a lost proxy is shown
 REFUSALS = 1000
 BREAKERS = 1000  # rows of one proxy
 ALL_BREAKERS = 1_000_000  # rows of all
+SEATS = 4  # of one name
 LAGGARDS = 1000  # names in one Progress
 SETTLE, SETTLE_EACH = 0.005, 2e-6  # seconds, and per proxy, in which changes are told as one
 
@@ -30,11 +31,10 @@ LOST = "LOST"
 
 @dataclass(slots=True)
 class Seat:
-    """Who speaks under a name: address, way and start of its process."""
+    """Who speaks under a name: address, way and start of its process; and when it did."""
 
-    address: str
-    via: str
-    started_ms: int
+    who: tuple[str, str, int]
+    heard: float = 0.0
 
 
 @dataclass(slots=True)
@@ -295,22 +295,22 @@ class Fleet:
     def _take_seat(self, proxy: Proxy, report: Report, address: str, now: float) -> None:
         """Who speaks under the name now. One that moves is heard at the new place only; two that share it
         are heard in turns."""
-        seat = Seat(address, report.via, report.started_ms)
-        seats = proxy.seats
-        if seats and seats[-1] == seat:
-            if proxy.problem and len(seats) == 1:
-                proxy.problem = ""
-        elif seat in seats:
-            other = seats[-1]
-            seats.remove(seat)
-            seats.append(seat)
+        deaf = now - REPORTS * self.report
+        seats = [seat for seat in proxy.seats if seat.heard >= deaf]
+        who = (address, report.via, report.started_ms)
+        ours = next((seat for seat in seats if seat.who == who), None)
+        if ours and ours is not seats[-1]:
+            seats.remove(ours)
+            other = seats[-1].who[0]
             proxy.problem = (
-                f"two proxies use this name: at {seat.address or 'an unknown address'} and "
-                f"{other.address or 'an unknown address'}; give one another --node"
+                f"two proxies use this name: at {address or 'an unknown address'} and "
+                f"{other or 'an unknown address'}; give one another --node"
             )
-        else:
-            seats.append(seat)
-            del seats[:-4]
+        elif len(seats) <= 1:
+            proxy.problem = ""
+        seat = ours or Seat(who)
+        seat.heard = now
+        proxy.seats = [*(other for other in seats if other is not seat), seat][-SEATS:]
         proxy.address, proxy.via = address, report.via
 
     def _take_breakers(self, proxy: Proxy, rows: list[Any]) -> None:

@@ -20,7 +20,7 @@ import asyncio
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import zmq
@@ -32,6 +32,7 @@ from fastproxy.rows import Changes, Rows
 from fastproxy.sockets import Readable, lane_address, make_context, open_socket
 from fastproxy.sync import Action, Apply, Done, Drop, Prepare, Say, Settle, Sync
 from fastproxy.wire import (
+    MAX_REPORT,
     Announce,
     Answer,
     Answers,
@@ -351,9 +352,7 @@ class Upward:
         reports, self._reports = self._reports, {}
         # reports first: above, answers count for proxies that are known
         messages = [encode(report) for report in reports.values()]
-        messages += [
-            encode(Answers(answers=answers[i : i + TOGETHER])) for i in range(0, len(answers), TOGETHER)
-        ]
+        messages += [encode(Answers(answers=some)) for some in _parts(answers)]
         for _, lane in self._lanes.values():
             for frames in messages:
                 lane.send(frames)
@@ -369,6 +368,21 @@ class Upward:
         if message.reason not in self.relay.refusals:
             self.relay.refusals = [*self.relay.refusals[-9:], message.reason]
             _log.warning("upstream refuses what our proxies say: %s", message.reason)
+
+
+def _parts(answers: Sequence[Answer]) -> Iterator[list[Answer]]:
+    """At most TOGETHER, and so few that the message is below MAX_REPORT however long their errors are."""
+    part: list[Answer] = []
+    size = 0
+    for answer in answers:
+        one = 100 + 4 * (len(answer.node) + len(answer.error))  # UTF-8 may take four bytes each
+        if part and (len(part) == TOGETHER or size + one > MAX_REPORT):
+            yield part
+            part, size = [], 0
+        part.append(answer)
+        size += one
+    if part:
+        yield part
 
 
 def _copy(rows: Rows) -> Rows:
