@@ -51,7 +51,7 @@ for part in (changes, editing, reading, rolling, breakers, serving, keys):
 def main() -> None:
     """The program: one line for each error, on standard error."""
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name=show.PROGRAM, standalone_mode=False)
     except Failure as e:
         show.fail(str(e))
         code = e.code

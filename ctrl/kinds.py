@@ -16,8 +16,8 @@ SHORT = {
 KINDS = tuple(SHORT)
 
 _NAMES = {name: kind for kind, short in SHORT.items() for name in (kind.lower(), short)}
-_NAMES.update({f"{kind.lower()}s": kind for kind in KINDS if not kind.endswith("y")})
-_NAMES.update({f"{kind.lower()[:-1]}ies": kind for kind in KINDS if kind.endswith("y")})
+_NAMES.update({f"{kind.lower()}s": kind for kind in KINDS})
+_NAMES.update({f"{kind.lower()[:-1]}ies": kind for kind in KINDS if kind.endswith("ry")})
 
 
 def kind_of(text: str) -> str:

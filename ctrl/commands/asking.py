@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Concatenate, NamedTuple, ParamSpec
@@ -54,7 +55,7 @@ TokenFile = Annotated[
         rich_help_panel="The server",
     ),
 ]
-Show = Annotated[Output, typer.Option("--output", "-o", help="Form of the answer.")]
+Show = Annotated[Output, typer.Option("--output", "-o", metavar="FORM", help="table, json, yaml or name.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace.")]
 Message = Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Why, for the history.")]
 
@@ -107,7 +108,8 @@ def asks(
                 run(client, **values)
 
         command.__name__ = body.__name__
-        command.__doc__ = body.__doc__
+        # typer keeps the line ends of the source inside a paragraph
+        command.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(body.__doc__ or ""))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         app.command(name or body.__name__, **settings)(command)

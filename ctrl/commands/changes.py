@@ -25,7 +25,12 @@ from ctrl.show import Output, number, word
 
 Files = Annotated[
     list[str],
-    typer.Option("--filename", "-f", metavar="FILE|DIR|-", help="Documents: a file, a folder, - ; repeated."),
+    typer.Option(
+        "--filename",
+        "-f",
+        metavar="FILE|DIR|-",
+        help="Documents: a file, a folder, or - for standard input; repeated.",
+    ),
 ]
 Recursive = Annotated[bool, typer.Option("--recursive", "-R", help="Also what lies in folders below.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would change, change nothing.")]
@@ -102,7 +107,7 @@ def delete(
     client: Client,
     target: Annotated[
         list[str],
-        typer.Argument(metavar="KIND NAME | KIND/NAME …", autocompletion=complete_kind, show_default=False),
+        typer.Argument(metavar="KIND/NAME", autocompletion=complete_kind, show_default=False),
     ] = [],  # noqa: B006
     filename: Files = [],  # noqa: B006
     recursive: Recursive = False,
@@ -118,7 +123,7 @@ def delete(
 ) -> None:
     """Delete documents, by name or by the files that hold them.
 
-    All of them as one version."""
+    KIND/NAME is also written KIND NAME. All of them are one version."""
     milliseconds("--timeout", timeout)
     wanted = _targets(target, filename, recursive, namespace)
     there = {_row_identity(row) for row in rows(client.resources(), "resources")}

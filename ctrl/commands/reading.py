@@ -294,9 +294,11 @@ def verify(
 ) -> None:
     """Prove that all proxies hold what the server has.
 
-    By the hashes of what they serve. Exit code 0; 1 when one does not."""
+    By the hashes of what they hold. Exit code 0; 1 when one differs, or cannot serve what it holds."""
     answer = client.verify()
     equal = answer.get("equal") is True
+    # who holds the bytes and cannot serve them is no more what was wanted than who does not hold them
+    rejected = [row for row in rows(client.status(), "proxies") if word(row, "state") == "REJECTED"]
     if output in (Output.JSON, Output.YAML):
         show.emit(answer, output)
     else:
@@ -325,14 +327,16 @@ def verify(
             show.fail(
                 f"{len(different)} of {show.count(len(proxies), 'proxy')} do not hold version {version}"
             )
-    if not equal:
+        for row in rejected:
+            show.fail(f"{word(row, 'node')} holds it and cannot serve it: {word(row, 'error')}")
+    if not equal or rejected:
         raise typer.Exit(FAILED)
 
 
 def watch(
     client: Client,
     output: Annotated[
-        Output, typer.Option("--output", "-o", help="json: one event in each line.")
+        Output, typer.Option("--output", "-o", metavar="FORM", help="table, or json: one event in each line.")
     ] = Output.TABLE,
 ) -> None:
     """Print what happens, as it happens.
