@@ -140,7 +140,7 @@ class Downstream:
         self._authority = authority
         self._most_views = most_views
         self._own_context = context is None
-        self._context = context
+        self.context = context
         self._lanes: list[Lane] = []
         self._pace = Pace(SUBSCRIPTIONS, SUBSCRIPTIONS_A_SECOND)
         self._joined: deque[float] = deque(maxlen=JITTER_MOST // JITTER_EACH)
@@ -156,10 +156,10 @@ class Downstream:
     def open(self) -> None:
         """Bind. Raises OSError; then nothing is bound."""
         loop = asyncio.get_running_loop()
-        self._context = self._context or make_context()
+        self.context = self.context or make_context()
         if self._authority:
             self._authority.on_refused = self._authority.on_refused or self._ears.refuse
-            self._authority.start(self._context)
+            self._authority.start(self.context)
         kinds = (
             (zmq.XPUB, MAX_SUBSCRIPTION, UPDATES, 2, self._on_subscription),
             (zmq.ROUTER, MAX_ASK, SNAPSHOTS, 16, self._on_ask),
@@ -168,7 +168,7 @@ class Downstream:
         addresses: list[str] = []
         try:
             for kind, most, queue, heard, on_message in kinds:
-                socket = open_lane(self._context, kind, self._curve, most=most, queue=queue, heard=heard)
+                socket = open_lane(self.context, kind, self._curve, most=most, queue=queue, heard=heard)
                 if kind == zmq.XPUB:
                     # not XPUB_MANUAL: there a peer's message that is no subscription makes libzmq 4.3.5
                     # mistake who sent the next one
@@ -208,9 +208,9 @@ class Downstream:
         self._lanes = []
         if self._authority:
             self._authority.close()
-        if self._own_context and self._context:
-            self._context.term()
-            self._context = None
+        if self._own_context and self.context:
+            self.context.term()
+            self.context = None
 
     # --- out ---
 

@@ -7,8 +7,8 @@ It publishes again what its link has checked; it is no XPUB/XSUB pair that passe
 update that is no true step is never forwarded; its rows, journal and snapshot are always those that its
 proxies were told of, and a proxy that missed something is answered here, not by the publisher; a gap on the
 way is healed once, by the relay, and its proxies get one step over it. The price is one unpack, hash and pack
-of the rows that changed. Heartbeats are passed on when they come and only then, so that proxies see when
-nobody is there above.
+of the rows that changed. What a heartbeat brings is passed on at once; between them the relay beats itself,
+in its own time, but only while somebody is there above: else its proxies see that nobody is.
 
 Answers of its proxies go up together, a few milliseconds' worth at a time; reports too, of each proxy the
 newest. Both carry the relays they came through in ``via``, the topmost first.
@@ -29,8 +29,8 @@ from ctrl.downstream import Downstream, View
 from ctrl.feed import Feed
 from fastproxy.link import ApplierAction, Link
 from fastproxy.rows import Changes, Rows
-from fastproxy.sockets import Readable, lane_address, make_context, open_socket
-from fastproxy.sync import Action, Apply, Done, Drop, Prepare, Say, Settle, Sync
+from fastproxy.sockets import Readable, lane_address, open_socket
+from fastproxy.sync import Action, Apply, Done, Drop, Prepare, Say, Settle, State, Sync
 from fastproxy.wire import (
     MAX_REPORT,
     Announce,
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from ctrl.zap import Authority
     from fastproxy.keys import Curve
 
+BEATS = 50  # heartbeats between two looks at the loop
 GATHER = 0.005  # seconds that answers wait for others
 TOGETHER = 500  # answers in one message
 NEWEST = 200_000  # proxies whose reports wait
@@ -77,6 +78,7 @@ class Relay:
         bind: str,
         snapshot_port: int | None = None,
         answer_port: int | None = None,
+        heartbeat: float = 1.0,
         curve: Curve | None = None,
         authority: Authority | None = None,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
@@ -87,8 +89,6 @@ class Relay:
         self.release = release
         self.refusals: list[str] = []  # what those above said last against us, one per address
         self._curve = curve
-        self._own_context = context is None
-        self._context = context or make_context()
         self._upward = Upward(self)
         self.down = Downstream(
             self._upward,
@@ -96,19 +96,20 @@ class Relay:
             bind=bind,
             snapshot_port=snapshot_port,
             answer_port=answer_port,
-            heartbeat=1.0,
+            heartbeat=heartbeat,
             report=0.0,
             name=name,
             curve=dataclasses.replace(curve, server=b"") if curve else None,
             authority=authority,
-            context=self._context,
+            context=context,
             most_views=MOST_VIEWS,
         )
         self.down.on_gone = self._gone
         # an address that cannot be is an error now, not with the first proxy
         self._link(Attributes(), lambda: None)
         self._links: dict[str, tuple[Link, asyncio.Task[None]]] = {}
-        self._sweeper: asyncio.Task[None] | None = None
+        self._told: dict[str, tuple[Any, ...]] = {}  # view -> what its last heartbeat said
+        self._beats: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         return f"<Relay {self.name}: {', '.join(self.upstream)} -> {self.down!r}>"
@@ -121,21 +122,19 @@ class Relay:
     async def open(self) -> None:
         """Bind. Raises OSError."""
         self.down.open()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._beats = asyncio.create_task(self._beat())
 
     async def close(self) -> None:
         """May be called twice."""
         tasks = [task for _, task in self._links.values()]
-        tasks += [self._sweeper] if self._sweeper else []
+        tasks += [self._beats] if self._beats else []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._links.clear()
-        self._sweeper = None
-        await self.down.close()
+        self._beats = None
         self._upward.close()
-        if self._own_context:
-            self._context.term()
+        await self.down.close()
 
     # --- views ---
 
@@ -145,7 +144,7 @@ class Relay:
             attributes,
             self.upstream,
             _Cache(self.name),
-            context=self._context,
+            context=self.down.context,
             curve=self._curve,
             release=self.release,
             say=self._say,
@@ -168,13 +167,21 @@ class Relay:
                 view.feed = Feed(view.attributes)
 
     def _gone(self, view: View) -> None:
+        self._told.pop(view.name, None)
         _, task = self._links.pop(view.name, (None, None))
         if task:
             task.cancel()
 
-    async def _sweep(self) -> None:
+    async def _beat(self) -> None:
+        """Heartbeats while somebody is there above, and whatever has to be looked at now and then."""
         while True:
-            await asyncio.sleep(10)
+            await asyncio.sleep(self.down.heartbeat)
+            for place, view in enumerate(list(self.down.views.values())):
+                link, _ = self._links.get(view.name, (None, None))
+                if link and link.sync.state not in (State.STALE, State.SYNCING):
+                    self.down.beat(view)
+                if place % BEATS == BEATS - 1:
+                    await asyncio.sleep(0)
             self.down.forget(FORGET)
             self._upward.forget(3.5 * max(self.down.report_ms / 1000, 1.0))
 
@@ -187,7 +194,6 @@ class Relay:
         """``sync`` has taken the message and wants these actions: tell our proxies the same."""
         feed = view.feed
         if isinstance(message, Announce):
-            self.down.heartbeat = message.heartbeat_ms / 1000
             self._upward.connect(sync)
         for action in actions:
             if isinstance(action, Apply):
@@ -235,7 +241,11 @@ class Relay:
         self.down.least_report_ms = head.report_ms
         offset = head.now_ms - time.time_ns() // 1_000_000
         self.down.now_ms = lambda: time.time_ns() // 1_000_000 + offset
-        self.down.beat(view)
+        candidate = feed.candidate
+        told = (feed.epoch, feed.version, feed.decided, candidate and (candidate.version, candidate.share))
+        if self._told.get(view.name) != (*told, head.report_ms):
+            self._told[view.name] = (*told, head.report_ms)
+            self.down.beat(view)
 
 
 class _Tap(Sync):
@@ -299,7 +309,8 @@ class Upward:
                 continue
             if known:
                 known[1].close()
-            socket = open_socket(self.relay._context, zmq.DEALER, curve=self.relay._curve, queue=10_000)
+            assert self.relay.down.context
+            socket = open_socket(self.relay.down.context, zmq.DEALER, curve=self.relay._curve, queue=10_000)
             socket.connect(lane_address(peer.address, port))
             loop = asyncio.get_running_loop()
             self._lanes[place] = (port, Readable(loop, socket, self._on_frames))

@@ -29,7 +29,8 @@ def tables(**breakers: Any) -> Tables:
 
 def many(count: int, **more: Any) -> Tables:
     out = tables(**more)
-    out["breakers"] |= {f"outbound|80||service-{i}": {"policy": {"ms": i}} for i in range(count)}
+    rows: dict[str, Any] = {f"outbound|80||service-{i}": {"policy": {"ms": i}} for i in range(count)}
+    out["breakers"] |= rows
     return out
 
 

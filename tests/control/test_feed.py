@@ -248,11 +248,11 @@ def test_every_way_leads_to_the_head(history: list[dict[str, Any]], data: st.Dat
         reader.apply(update.changes)
         assert reader.hash == update.hash == Rows.pack(new).hash
         stood.append((number, feed.hash, Rows.pack(new)))
-    for version, hash, rows in stood[:-1]:
+    for version, hash, reader in stood[:-1]:
         message = answers(feed, ask(version, hash))[0]
         if isinstance(message, Update):
-            rows.apply(message.changes)
+            reader.apply(message.changes)
         else:
             assert isinstance(message, Snapshot)
-            rows = Rows.of(message.rows)
-        assert rows.hash == message.hash == feed.hash
+            reader = Rows.of(message.rows)
+        assert reader.hash == message.hash == feed.hash
