@@ -20,7 +20,6 @@ USAGE, FAILED = 2, 1
 app = typer.Typer(
     name="fastproxy",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
