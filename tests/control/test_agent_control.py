@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from ctrl import keys
 from fastproxy.tables import Tables
 from tests.support.client import Client
 from tests.support.control import ControlPlane, routes
+from tests.support.mesh import Serve, everything
 from tests.support.origin import Origin
 from tests.support.proxy import Proxy, free_port
 
@@ -379,6 +381,48 @@ def test_a_folder_that_cannot_be_written_is_said_once_and_serving_goes_on(
         state.unlink()
         proxy.wait_said("the last good version is written again: 2", timeout=10)
         assert proxy.stderr.count("cannot be written") == 1
+
+
+# --- with keys, and with all of the control plane ---
+
+
+def test_with_a_key_that_is_allowed_it_serves_and_without_it_says_why(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    keys.init(folder)
+    key = keys.add_node(folder, "node-a").rename(tmp_path / "node-a.key")  # it is on the proxy's machine
+    store = f"sqlite:///{tmp_path}/store.db"
+    with Serve(store, "--keys", str(folder)) as serve, Origin("one") as origin:
+        serve.apply(everything(origin.port, "one"))
+        with Proxy(control=serve.publish, control_key=key, state="off") as proxy:
+            assert status_of(proxy.address) == 200
+            assert "node-a" in serve.proxies()
+            proxy.pooled = True
+        keys.revoke(folder, "node-a")
+        with Proxy(control=serve.publish, control_key=key, state="off", ready=False) as proxy:
+            proxy.wait_said(serve.publish, "not on the allow list", "nothing serves yet", timeout=10)
+            assert json.loads(proxy.ask("/ready")[1])["reason"] == "no configuration yet"
+        with Proxy(control=serve.publish, state="off", node="b", ready=False) as proxy:
+            proxy.wait_said(serve.publish, "CURVE", timeout=10)
+
+
+def test_an_order_from_the_control_plane_is_obeyed_and_reported(tmp_path: Path) -> None:
+    with Serve(f"sqlite:///{tmp_path}/store.db") as serve, Origin("one") as origin:
+        serve.apply(everything(origin.port, "one"))
+        with Proxy(control=serve.publish, state="off", node="a") as proxy:
+            proxy.pooled = True
+            assert status_of(proxy.address) == 200
+            plan = json.loads(proxy.ask("/plan")[1])["version"]
+            order = {"host": "origin", "state": "open", "for": "10m", "reason": "drill"}
+            status, answer = serve.ask("POST", "/v1/breakers", order)
+            assert status == 200, answer
+            wait_served(proxy, 503)
+            rows = {row["breaker"]: row for row in json.loads(proxy.ask("/breakers")[1])["breakers"]}
+            assert rows["outbound|80||origin"]["order"] == "open"
+            assert json.loads(proxy.ask("/plan")[1])["version"] == plan, "it needs no new plan"
+            until(lambda: [c["ordered"] for c in serve.ask("GET", "/v1/breakers")[1]["clusters"]] == [1])
+            (given,) = serve.ask("GET", "/v1/breakers")[1]["orders"]
+            assert serve.ask("DELETE", f"/v1/breakers/{given['name']}")[0] == 200
+            wait_served(proxy, 200)
 
 
 # --- memory ---

@@ -234,6 +234,41 @@ def test_a_dropped_candidate_leaves_the_base_and_no_descriptor(tmp_path: Path) -
     run(body, tmp_path)
 
 
+def to_endpoint(port: int) -> Tables:
+    tables = routes(("*", 201))
+    tables["endpoints"]["s|80"] = [{"address": "127.0.0.1", "port": port, "weight": 1, "labels": {}}]
+    tables["clusters"]["outbound|80||s"] = {
+        "service": "s",
+        "port": 80,
+        "endpoints": "s|80",
+        "labels": {},
+        "lb": "RANDOM",
+        "resolution": "STATIC",
+    }
+    return tables
+
+
+def test_what_serves_keeps_its_slots_while_candidates_come_and_go(tmp_path: Path) -> None:
+    """A plan that is made later retires names; its compile must not free what still counts traffic."""
+
+    async def body(folder: Path) -> None:
+        async with started(folder) as agent:
+            await agent.do(apply(1, agent.changes(to_endpoint(1))))
+            assert agent.publisher.current
+            (taken,) = agent.publisher.current.endpoints.values()
+            for number in range(2, 8):
+                await agent.do(prepare(number, changes_between(agent.rows, to_endpoint(number))))
+                (prepared,) = agent.publisher._prepared
+                assert list(prepared.made.endpoints) == [f"s|127.0.0.1:{number}"]
+                assert taken not in prepared.made.endpoints.values()
+                await agent.do(Drop(number))
+            await agent.do(apply(9, agent.changes(to_endpoint(9))))
+            await agent.do(apply(10, agent.changes(to_endpoint(10))))
+            assert max(agent.publisher.current.endpoints.values()) <= 3  # and those of the dropped are free
+
+    run(body, tmp_path)
+
+
 def test_a_plan_that_a_worker_rejects_is_taken_back(tmp_path: Path) -> None:
     async def body(folder: Path) -> None:
         async with started(folder, listen=f"unix://{folder}/s") as agent:
@@ -257,17 +292,7 @@ def listener(path: Path) -> Any:
 
 def test_an_order_is_obeyed_without_a_new_plan(tmp_path: Path) -> None:
     async def body(folder: Path) -> None:
-        tables = routes(("*", 201))
-        tables["endpoints"]["s|80"] = [{"address": "127.0.0.1", "port": 1, "weight": 1, "labels": {}}]
-        name = "outbound|80||s"
-        tables["clusters"][name] = {
-            "service": "s",
-            "port": 80,
-            "endpoints": "s|80",
-            "labels": {},
-            "lb": "RANDOM",
-            "resolution": "STATIC",
-        }
+        tables, name = to_endpoint(1), "outbound|80||s"
         until = int(time.time() * 1000) + 60_000
         ordered = cast(
             Tables,
