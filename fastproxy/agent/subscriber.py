@@ -50,7 +50,7 @@ class Version:
 
 
 class Subscriber(Source):
-    """Implements :class:`fastproxy.link.Applier`."""
+    """Implements :class:`fastproxy.link.Applier`. Raises StartError for a key or an address of no use."""
 
     def __init__(
         self, settings: Settings, publisher: Publisher, telemetry: Telemetry, orders: Orders
@@ -79,9 +79,15 @@ class Subscriber(Source):
         self._first: asyncio.Future[Published] | None = None
         self._linked: asyncio.Task[None] | None = None
         self._curve: Curve | None = None
-        self._link: Link
         self.rejected = 0
         self.source = ", ".join(settings.control)
+        try:
+            if settings.control_key:
+                self._curve = load_client_key(settings.control_key).curve
+            self._link = self._new_link()
+        except ValueError as e:
+            log.error(str(e), "--control")
+            raise StartError from None
 
     def __repr__(self) -> str:
         return f"<Subscriber {self._link.sync!r}>"
@@ -92,13 +98,6 @@ class Subscriber(Source):
         """The last good version, else the first that the control plane sends, however long that takes."""
         loop = asyncio.get_running_loop()
         self._first = loop.create_future()
-        try:
-            if self._settings.control_key:
-                self._curve = load_client_key(self._settings.control_key).curve
-            self._link = self._new_link()
-        except ValueError as e:
-            log.error(str(e), "--control")
-            raise StartError from None
         found = self._last_good.load() if self._last_good else None
         if found:
             log.info(f"starting with the last good version, {found[1]}", "until the control plane speaks")

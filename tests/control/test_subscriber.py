@@ -13,21 +13,25 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import pytest
 import uvloop
 
 from fastproxy._balance import Live
+from fastproxy.agent import subscriber
 from fastproxy.agent.dns import Resolver
+from fastproxy.agent.last_good import Kept, LastGood
 from fastproxy.agent.listeners import Listeners
 from fastproxy.agent.orders import Orders
 from fastproxy.agent.publisher import Publisher
 from fastproxy.agent.subscriber import Subscriber, decoded, joined
 from fastproxy.agent.supervisor import Outcome
 from fastproxy.agent.telemetry import Telemetry
-from fastproxy.link import ApplierAction
+from fastproxy.link import ApplierAction, Link
 from fastproxy.rows import Changes, Rows, changes_between, pack_row
 from fastproxy.settings import Settings
 from fastproxy.sync import Apply, Drop, Flip, Prepare, Settle
 from fastproxy.tables import Tables, empty
+from fastproxy.wire import Attributes
 from tests.support.control import routes
 
 
@@ -125,6 +129,36 @@ def settle(version: int) -> Settle:
 
 def prepare(version: int, changes: Changes) -> Prepare:
     return Prepare(version, bytes([version]) * 32, changes)
+
+
+def test_a_link_that_fails_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(subscriber, "LINK_AGAIN", 0.01)
+    real, runs = Link.run, 0
+
+    async def fails_once(link: Link) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 1:
+            raise RuntimeError("a mistake of ours")
+        await real(link)
+
+    monkeypatch.setattr(Link, "run", fails_once)
+
+    async def body(folder: Path) -> None:
+        rows = Rows.pack(A)
+        kept = LastGood(folder, "n", Attributes.of("default", {}, False).view)
+        kept.keep(Kept(4, 7, rows.hash, rows.tables))
+        kept.close()
+        async with started(folder) as agent:
+            while not agent.publisher.current:  # by the second link, which got the rows of the first
+                await asyncio.sleep(0.01)
+            assert agent.serves() == A and agent.subscriber.describe()["control"]["serving"] == 7
+
+    run(body, tmp_path)
+    assert runs == 2
+    assert "the link to the control plane failed: RuntimeError: a mistake" in capsys.readouterr().err
 
 
 def test_of_versions_that_wait_only_the_last_is_compiled(tmp_path: Path) -> None:
