@@ -60,7 +60,6 @@ def main() -> None:
         show.fail(str(e))
         code = USAGE if e.status == 422 else FAILED
     except (typer.Abort, KeyboardInterrupt):
-        show.hint("")  # the terminal has written ^C
         code = INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has left: nothing to say at exit either
@@ -74,6 +73,8 @@ def main() -> None:
         if line:
             show.fail(f"{line}; see {show.PROGRAM} --help")
         code = getattr(e, "exit_code", USAGE)
+    if code == INTERRUPTED and sys.stderr.isatty():
+        show.hint("")  # the terminal has written ^C
     sys.exit(code or 0)
 
 

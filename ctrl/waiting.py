@@ -90,6 +90,7 @@ def wait(
     seen: int | None = None
     state: dict[str, Any] = {}
     rolling = rollout
+    least = 0  # after a restart the server learns only by and by who is there
     with bar.shown():
         while True:
             left = deadline - clock()
@@ -112,7 +113,7 @@ def wait(
                 if e.status not in (0, 502, 503) or left <= AGAIN_SECONDS:
                     raise
                 time.sleep(AGAIN_SECONDS)
-                seen = None
+                seen, least = None, max(least, number(progress, "total"), 1)
                 continue
             seen = number(progress, "seen")
             serving, total = number(progress, "serving"), number(progress, "total")
@@ -120,8 +121,8 @@ def wait(
             if rolling:
                 continue
             refused = len(_rejected(progress))
-            if serving + refused >= total or clock() >= deadline:
-                return Outcome(not refused and serving >= total, progress, "", clock() - begin)
+            if serving + refused >= max(total, least) or clock() >= deadline:
+                return Outcome(not refused and serving >= max(total, least), progress, "", clock() - begin)
 
 
 def _aborted(client: Client, version: int, state: dict[str, Any]) -> str:

@@ -6,13 +6,16 @@ import asyncio
 import io
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import pytest
 
 from ctrl import cli
-from fastproxy.link import Link
+from fastproxy.link import ApplierAction, Link
+from fastproxy.rows import Rows
+from fastproxy.sync import Done
 from fastproxy.wire import Attributes
 
 from .links import Counting
@@ -48,7 +51,7 @@ spec:
 """
 
 
-class Done(NamedTuple):
+class Ended(NamedTuple):
     code: int
     out: str
     err: str
@@ -66,7 +69,7 @@ class Program:
         if api:
             monkeypatch.setenv("FASTPROXY_API", api)
 
-    def __call__(self, *words: str, stdin: str = "") -> Done:
+    def __call__(self, *words: str, stdin: str = "") -> Ended:
         self._monkeypatch.setattr(sys, "argv", ["fastproxyctl", *words])
         self._monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         self._capsys.readouterr()
@@ -74,7 +77,7 @@ class Program:
             cli.main()
         code = ended.value.code
         assert isinstance(code, int)
-        return Done(code, *self._capsys.readouterr())
+        return Ended(code, *self._capsys.readouterr())
 
     def good(self, *words: str, stdin: str = "") -> str:
         """Its output; it must end with 0."""
@@ -83,11 +86,24 @@ class Program:
         return done.out
 
 
+class Late(Counting):
+    """One that can be told to hold its work back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.free = asyncio.Event()
+        self.free.set()
+
+    async def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:
+        await self.free.wait()
+        return await super().carry_out(actions, rows)
+
+
 class Proxies:
     """Links of these names that serve what they are told, on a thread of their own."""
 
     def __init__(self, address: str, names: Sequence[str]) -> None:
-        self.appliers = {name: Counting() for name in names}
+        self.appliers = {name: Late() for name in names}
         self._address = address
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_until_complete, args=(self._run(),))
@@ -107,6 +123,16 @@ class Proxies:
         self._loop.call_soon_threadsafe(lambda: [task.cancel() for task in self._tasks])
         self._thread.join(10)
         self._loop.close()
+
+    @contextmanager
+    def holding(self, name: str) -> Iterator[None]:
+        """It does nothing of what it is told meanwhile."""
+        free = self.appliers[name].free
+        self._loop.call_soon_threadsafe(free.clear)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(free.set)
 
     def refuse(self, name: str, version: int, why: str) -> None:
         self.appliers[name].refuses[version] = why

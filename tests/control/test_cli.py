@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -315,6 +316,56 @@ def test_stages_are_followed_and_can_be_aborted(
     assert "4s" in ctl.good("get", "vs/catalog", "-o", "yaml")
 
 
+def test_who_is_late_is_named_when_the_time_is_over(
+    ctl: Program, serve: Serve, proxies: Proxies, mesh: Path
+) -> None:
+    connected(serve, ctl)
+    ctl.good("apply", "-f", str(mesh), "--wait")
+    mesh.write_text(MESH.replace("3s ", "4s "))
+    with proxies.holding("proxy-1"):
+        done = ctl("apply", "-f", str(mesh), "--wait", "--timeout", "300ms")
+        version = version_of(done.out)
+        assert done.code == 1
+        assert re.search(rf"2/3 serve version {version} after \d+ ms; it stays applied", done.err)
+        assert done.err.endswith("  proxy-1 does not serve it yet\n")
+    assert f"3/3 serving version {version}" in ctl.good("apply", "-f", str(mesh), "--wait")
+
+
+def test_ctrl_c_ends_a_wait_cleanly(ctl: Program, serve: Serve, proxies: Proxies, mesh: Path) -> None:
+    connected(serve, ctl)
+    ctl.good("apply", "-f", str(mesh), "--wait")
+    mesh.write_text(MESH.replace("3s ", "4s "))
+    words = [sys.executable, "-m", "ctrl", "apply", "-f", str(mesh), "--wait", "--api", serve.url]
+    with (
+        proxies.holding("proxy-1"),
+        subprocess.Popen(
+            words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as waiting,
+    ):
+        assert waiting.stdout and waiting.stdout.readline().endswith("configured\n")
+        assert waiting.stdout.readline().startswith("version ")
+        waiting.send_signal(signal.SIGINT)
+        _, err = waiting.communicate(timeout=10)
+        assert (waiting.returncode, err) == (130, "")
+
+
+def test_a_wait_outlives_a_restart_of_the_server(
+    ctl: Program, serve: Serve, proxies: Proxies, mesh: Path
+) -> None:
+    connected(serve, ctl)
+    ctl.good("apply", "-f", str(mesh), "--wait")
+    mesh.write_text(MESH.replace("3s ", "4s "))
+    words = [sys.executable, "-m", "ctrl", "apply", "-f", str(mesh), "--wait", "--api", serve.url]
+    with proxies.holding("proxy-1"):
+        waiting = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waiting.stdout and waiting.stdout.readline().endswith("configured\n")
+        assert waiting.stdout.readline().startswith("version ")
+        serve.kill()
+        serve.start()
+    out, err = waiting.communicate(timeout=40)
+    assert (waiting.returncode, err) == (0, "") and re.search(r"^\d/\d serving version", out), (out, err)
+
+
 def test_breakers_are_ordered_and_cleared(ctl: Program, serve: Serve, proxies: Proxies, mesh: Path) -> None:
     connected(serve, ctl)
     ctl.good("apply", "-f", str(mesh))
@@ -353,5 +404,5 @@ def test_watch_prints_what_happens(ctl: Program, serve: Serve, mesh: Path) -> No
         while event["type"] != "version" or event["version"] < version:
             event = json.loads(watching.stdout.readline())
         assert event["what"] == "apply"
-        watching.send_signal(2)
+        watching.send_signal(signal.SIGINT)
         assert watching.wait(10) == 130

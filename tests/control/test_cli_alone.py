@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -429,17 +430,24 @@ def test_help_is_whole_in_80_columns_and_every_command_has_one(
         assert "…" not in re.sub(r"N%,…|\[,…\]|, …\)", "", text), f"{command}: cut off"
 
 
-def test_python_m_ctrl_is_the_same_program_and_completes() -> None:
-    def said(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "ctrl", *words],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        return done.stdout
+def said(*words: str, **environment: str) -> str:
+    """What the program prints as a process of its own."""
+    program = [sys.executable, "-m", "ctrl", *words]
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTPROXY_")}
+    done = subprocess.run(
+        program, cwd=ROOT, env=clean | environment, capture_output=True, text=True, timeout=60, check=True
+    )
+    return done.stdout
 
+
+def test_python_m_ctrl_is_the_same_program() -> None:
     assert said("--version").startswith("fastproxyctl ")
-    assert "complete" in said("--show-completion", "bash")
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [("fastproxyctl roll", ["rollback", "rollout"]), ("fastproxyctl get V", ["VirtualService"])],
+)
+def test_the_shell_completes(words: str, wanted: list[str]) -> None:
+    place = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    assert said(_FASTPROXYCTL_COMPLETE="complete_bash", **place).split() == wanted
