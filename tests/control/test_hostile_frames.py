@@ -199,6 +199,7 @@ class Evil:
         hash = Rows.pack(tables(1, 200)).hash  # at first it is as good as any
         self.replies: Replies = lambda ask: [head(hash=hash, id=msgpack.unpackb(ask[0])["id"])]
         self.asked = 0
+        self.others = True  # there is a good publisher beside it
         self.heard = [
             Readable(loop, self.sockets[0], self._on_subscription),
             Readable(loop, self.sockets[1], self._on_ask),
@@ -294,7 +295,11 @@ async def lies_about_hashes(evil: Evil, rng: random.Random) -> None:
             encode(lie)[1],
         ]
     ]
-    for i in range(150):
+    asked = evil.asked
+    evil.say(*head(version=50, decided=50))
+    await asyncio.sleep(0.2)
+    assert evil.asked > asked or evil.others, "it asks for what it lacks, and gets the wrong rows"
+    for i in range(100):
         update = Update(
             epoch=1,
             version=2 + i,
@@ -400,6 +405,7 @@ def test_what_was_kept_serves_on_beside_a_bad_publisher_alone(
             async with nothing_raised(caplog):
                 node = Node("good", [evil.address])
                 node.link.restore(1, 1, kept)
+                evil.others = False
                 async with nodes(node):
                     await until(lambda: node.served.version == 1)
                     await until(lambda: node.state is State.LIVE)
