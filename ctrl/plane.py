@@ -148,10 +148,14 @@ class Plane:
         follower = Follower(self)
         self._tasks = [asyncio.create_task(follower.follow()), asyncio.create_task(follower.keep_order())]
 
-    async def close(self) -> None:
-        """Stop, without waiting for anybody. A rollout of ours is aborted first, when the store takes it."""
+    def stop_waiting(self) -> None:
+        """Whoever waits for a change is answered now: the end is near."""
         self.closing.set()
         self.bell.ring()
+
+    async def close(self) -> None:
+        """Stop, without waiting for anybody. A rollout of ours is aborted first, when the store takes it."""
+        self.stop_waiting()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -141,7 +141,7 @@ async def _serve(app: Any, listener: socket.socket, plane: Plane) -> None:
     def end() -> None:
         server.force_exit = server.should_exit  # asked twice: without grace
         server.should_exit = True
-        plane.closing.set()
+        plane.stop_waiting()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
