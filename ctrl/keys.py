@@ -76,11 +76,11 @@ def server_key(folder: str | os.PathLike[str]) -> KeyFile:
     return key
 
 
-def add_node(folder: str | os.PathLike[str], name: str, role: str = NODE) -> Path:
-    """A key file for a new node or relay, DIR/NAME.key, which is allowed from now on. Raises KeyError_ when
-    the name is taken."""
+def add_node(folder: str | os.PathLike[str], name: str, role: str = NODE, below: str = "") -> Path:
+    """A key file for a new node or relay, DIR/NAME.key, which is allowed from now on. ``below``: the relay
+    that it connects to instead of the control plane. Raises KeyError_ when the name is taken."""
     folder = Path(folder)
-    server = server_key(folder)
+    server = _relay_key(folder, below) if below else server_key(folder).curve.public
     path = folder / f"{check_name(name)}.key"
     if path.name == "server.key" or role not in (NODE, RELAY):
         raise KeyError_(f"{role} {name}: a node or a relay, and not called server")
@@ -94,7 +94,7 @@ def add_node(folder: str | os.PathLike[str], name: str, role: str = NODE) -> Pat
                 if taken
                 else f"{path} is there already; move it away first"
             )
-        key = KeyFile(name, role, new_curve(server.curve.public))
+        key = KeyFile(name, role, new_curve(server))
         save_key(path, key)
         _append(folder, Allowed(role, name, key.curve.public.decode()))
     return path
@@ -182,6 +182,14 @@ def parse_line(line: str) -> Allowed:
     if role not in ALLOWED:
         raise KeyError_(f"role {role[:40]!r} is not one of {', '.join(ALLOWED)}")
     return Allowed(role, check_name(name), check_public(public).decode())
+
+
+def _relay_key(folder: Path, name: str) -> bytes:
+    entries, _ = read_allow(folder / "allow")
+    found = [entry for entry in entries if (entry.name, entry.role) == (name, RELAY)]
+    if len(found) != 1:
+        raise KeyError_(f"{name} has {len(found)} relay keys in {folder / 'allow'}; one is wanted")
+    return found[0].public.encode()
 
 
 def _name_in(line: str) -> str:

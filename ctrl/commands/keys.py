@@ -44,10 +44,11 @@ def node(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As in fastproxy run --node NAME.")],
     folder: Folder = DEFAULT,
     relay: Annotated[bool, typer.Option("--relay", help="Of a relay.")] = False,
+    below: Annotated[str, typer.Option(metavar="RELAY", help="It connects to this relay.")] = "",
     public: Annotated[str, typer.Option(metavar="KEY", help="Allow this public key; make none.")] = "",
 ) -> None:
     """Make a proxy's key and allow it."""
-    _made(name, folder, "relay" if relay else "node", public)
+    _made(name, folder, "relay" if relay else "node", public, below)
 
 
 def operator(
@@ -61,14 +62,14 @@ def operator(
     _made(name, folder, "operator", public)
 
 
-def _made(name: str, folder: str, role: str, public: str) -> None:
+def _made(name: str, folder: str, role: str, public: str, below: str = "") -> None:
     from ctrl import keys
 
     with _told():
         if public:
             show.say(f"allowed: {keys.allow(folder, name, public, role)}")
             return
-        path = keys.add_node(folder, name, role)
+        path = keys.add_node(folder, name, role, below)
     show.say(f"{path} is the key of {role} {name}: move it there, it is not needed here")
     run = f"{show.PROGRAM} relay --key" if role == "relay" else "fastproxy run --control-key"
     show.hint(f"there: {run} {path.name} …")

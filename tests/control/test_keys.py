@@ -168,6 +168,15 @@ def test_one_file_is_all_that_a_node_needs(folder: Path) -> None:
         keys.add_node(folder, "node-a", RELAY)
 
 
+def test_below_a_relay_a_node_knows_the_relays_key(folder: Path) -> None:
+    relay = load_key(keys.add_node(folder, "hop", RELAY))
+    node = load_key(keys.add_node(folder, "node-a", below="hop"))
+    assert node.curve.server == relay.curve.public
+    for wrong in ("node-a", "nobody"):
+        with pytest.raises(KeyError_, match=f"{wrong} has 0 relay keys"):
+            keys.add_node(folder, "node-b", below=wrong)
+
+
 @pytest.mark.parametrize(("name", "role"), [("server", NODE), ("a", "operator"), ("../a", NODE)])
 def test_what_cannot_be_a_node(folder: Path, name: str, role: str) -> None:
     with pytest.raises(KeyError_):
