@@ -20,14 +20,14 @@ def milliseconds(text: str) -> int:
 
 
 def spell(us: int) -> str:
-    """A measured time, from microseconds: ``850 µs``, ``6 ms``, ``1.25 s``."""
+    """A measured time, from microseconds: ``850 µs``, ``6.0 ms``, ``1.3 s``."""
     if us < 1000:
         return f"{us} µs"
     if us < 10_000:
         return f"{us / 1000:.1f} ms"
     if us < 1_000_000:
         return f"{us / 1000:.0f} ms"
-    return f"{us / 1e6:.2f} s"
+    return f"{us / 1e6:.1f} s"
 
 
 def age(since_ms: int, now_ms: int | None = None) -> str:

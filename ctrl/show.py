@@ -23,7 +23,7 @@ from fastproxy.resources.problem import printable
 
 PROGRAM = "fastproxyctl"
 MAX_CELL = 2000
-LEAST_FOLDED = 24  # columns that the one folded column of a table keeps
+LEAST_FOLDED = 32  # columns that the one folded column of a table keeps
 
 
 class Output(StrEnum):

@@ -15,7 +15,7 @@ from ctrl.durations import spell
 from ctrl.show import number, word
 
 POLL_SECONDS = 10.0  # one long poll
-ROLLOUT_SECONDS = 1.0  # while a rollout goes on its state is asked for as well
+ROLLOUT_SECONDS = 0.5  # while a rollout goes on its state is asked for as well
 AGAIN_SECONDS = 0.5
 SPEAK_SECONDS = 5.0  # between two lines where no terminal is
 MOST_NAMED = 20
@@ -167,10 +167,8 @@ def tell(outcome: Outcome, version: int) -> None:
     elif outcome.served:
         show.say(summary(progress, version))
     else:
-        show.fail(
-            f"{serving}/{total} serve version {version} after {spell(int(outcome.waited * 1e6))}; "
-            "it stays applied, and they take it when they can"
-        )
+        took = spell(int(outcome.waited * 1e6))
+        show.fail(f"{serving}/{total} serve version {version} after {took}; it stays applied")
     for row in _rejected(progress)[:MOST_NAMED]:
         show.hint(f"  {word(row, 'node')} rejected it: {word(row, 'error')}")
     _name("rejected it", len(_rejected(progress)) - MOST_NAMED)
@@ -180,7 +178,7 @@ def tell(outcome: Outcome, version: int) -> None:
         refused = {word(row, "node") for row in _rejected(progress)}
         names = [name for name in names if name not in refused]
         for name in names[:MOST_NAMED]:
-            show.hint(f"  {name} does not serve it yet")
+            show.hint(f"  {name} does not serve it yet; it will when it can")
         _name("do not serve it yet", len(names) - MOST_NAMED)
 
 

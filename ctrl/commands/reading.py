@@ -148,13 +148,13 @@ def status(
                 Column("STATE"),
                 Column("VERSION", right=True),
                 Column("LAG", right=True),
-                Column("HASH", rank=3),
-                Column("SINCE", rank=1, right=True),
-                Column("ADDRESS", rank=2),
-                Column("VIA", rank=4),
-                Column("NAMESPACE", rank=5),
-                Column("RELEASE", rank=7),
-                Column("ADMIN", rank=6),
+                Column("HOLDS", rank=4),
+                Column("SINCE", rank=2, right=True),
+                Column("ADDRESS", rank=3),
+                Column("VIA", rank=5),
+                Column("NAMESPACE", rank=6),
+                Column("RELEASE", rank=8),
+                Column("ADMIN", rank=7),
                 Column("LAST ERROR", rank=1, fold=True),
             ),
             [_proxy(row) for row in proxies],
@@ -182,7 +182,8 @@ def _head(head: Answer, proxies: list[Answer]) -> str:
         return f"nothing was applied yet; {show.count(len(proxies), 'proxy')}"
     behind = sum(1 for row in proxies if number(row, "lag") or word(row, "state") != "LIVE")
     told = f"{len(proxies) - behind}/{len(proxies)} proxies serve it" if proxies else "no proxy is connected"
-    return f"version {version}, hash {word(head, 'hash')[:HASH_DIGITS]}: {told}"
+    # not its hash: that is of all rows, and beside it are those of what each proxy needs of them
+    return f"version {version}: {told}"
 
 
 def _proxy(row: Answer) -> list[show.Cell]:
