@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import statistics
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ctrl import keys
 from ctrl import relay as relays
 from ctrl.relay import TOGETHER, Relay, _parts
+from ctrl.zap import Authority
+from fastproxy.keys import RELAY, load_key
 from fastproxy.rows import Rows
 from fastproxy.sockets import make_context
 from fastproxy.sync import Prepare, State
@@ -246,6 +251,49 @@ async def test_what_a_hop_costs() -> None:
             took.append(asyncio.get_running_loop().time() - began)
         assert statistics.median(took) < 0.1
     context.term()
+
+
+@runs
+async def test_two_levels_with_keys(tmp_path: Path) -> None:
+    """The relay's own key is the server's to those below. Each is on the allow list of the one above it."""
+    above, below = tmp_path / "above", tmp_path / "below"
+    top = keys.init(above)
+    hop = load_key(keys.add_node(above, "upper", RELAY))
+    keys.init(below)
+    leaf = load_key(keys.add_node(below, "leaf-0"))
+    speaker = await opened(
+        Board(tables(a=1)), curve=top.curve, authority=Authority(above / "allow"), report=0.3
+    )
+    upper = await relay("upper", speaker.address, curve=hop.curve, authority=Authority(below / "allow"))
+    curve = dataclasses.replace(leaf.curve, server=hop.curve.public)
+    async with Crew(upper.address, curve=curve) as crew, Crew(upper.address, curve=curve) as other:
+        crew.join(1, "leaf")
+        other.join(1, "liar")
+        await until(lambda: crew.live(1), "joined")
+        await until(lambda: [p.node for p in speaker.fleet.proxies()] == ["leaf-0"], "known above")
+        await until(lambda: speaker.fleet.progress(1, 1).serving == 1, "served")
+        await until(lambda: "does not own" in other.links[0].sync.peers[0].trouble, "told the other")
+        assert not upper.refusals
+
+
+@runs
+async def test_who_is_no_relay_does_not_speak_for_others(tmp_path: Path) -> None:
+    top = keys.init(tmp_path)
+    hop = load_key(keys.add_node(tmp_path, "upper"))  # a node's key, not a relay's
+    speaker = await opened(
+        Board(tables(a=1)), curve=top.curve, authority=Authority(tmp_path / "allow"), report=0.3
+    )
+    keys.init(tmp_path / "below")
+    leaf = load_key(keys.add_node(tmp_path / "below", "leaf-0"))
+    authority = Authority(tmp_path / "below" / "allow")
+    upper = await relay("upper", speaker.address, curve=hop.curve, authority=authority)
+    async with Crew(upper.address, curve=dataclasses.replace(leaf.curve, server=hop.curve.public)) as crew:
+        crew.join(1, "leaf")
+        await until(lambda: crew.live(1), "joined")
+        await until(lambda: upper.refusals, "refused")
+        assert "it speaks for itself only" in upper.refusals[0]
+        assert not speaker.fleet.proxies()
+        assert any("it speaks for itself only" in refusal.reason for refusal in speaker.fleet.refused)
 
 
 def test_answers_are_parted_so_that_each_message_is_taken() -> None:
