@@ -165,20 +165,21 @@ class Publisher:
         return min(sent, default=time.time())
 
     async def _bring(self, view: View, sent: list[float]) -> None:
-        """One view to where the source stands, and a heartbeat if that was another place. ``sent``: gets the
-        Unix time."""
+        """One view to where the source stands. What no update has told its proxies, a heartbeat does at once.
+        ``sent``: gets the Unix time."""
         async with view.lock, self._turns:
             feed = view.feed
             if feed is None:
                 return
-            at_us = await self._to_head(feed)
-            at_us = await self._to_candidate(feed) or at_us
-            if at_us:
+            at_us, told = await self._to_head(feed)
+            proposed = await self._to_candidate(feed)
+            if proposed or (at_us and not told):
                 self.down.beat(view)
-                sent.append(at_us / 1e6)
+            if at_us or proposed:
+                sent.append((proposed or at_us) / 1e6)
 
-    async def _to_head(self, feed: Feed) -> int:
-        """Unix microseconds when the feed moved, else 0."""
+    async def _to_head(self, feed: Feed) -> tuple[int, bool]:
+        """Unix microseconds when the feed moved, else 0; and whether an update has said all there is."""
         head, opened = self.source.head(), feed.candidate
         if (head.epoch, head.version) == (feed.epoch, feed.version):
             candidate = self.source.candidate()
@@ -187,14 +188,14 @@ class Publisher:
             elif candidate is None and feed.decided != head.decided:
                 feed.decided = head.decided
             else:
-                return 0
-            return _now_us()
+                return 0, True
+            return _now_us(), False
         if opened and (head.epoch, head.version) == (feed.epoch, opened.version):
             feed.settle(decided=head.decided)
-            return _now_us()
+            return _now_us(), False
         head, tables = await self._steady(feed.attributes)
         if tables is None:
-            return 0  # a store that was emptied: proxies keep what they have
+            return 0, True  # a store that was emptied: proxies keep what they have
         changes = await self._changes(feed, tables)
         at_us = _now_us()
         frames = feed.advance(
@@ -202,7 +203,7 @@ class Publisher:
         )
         if frames:
             self.down.publish(frames)
-        return at_us
+        return at_us, bool(frames) and not opened
 
     async def _to_candidate(self, feed: Feed) -> int:
         candidate, head = self.source.candidate(), self.source.head()
