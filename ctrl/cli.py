@@ -39,7 +39,8 @@ def fastproxyctl(
 ) -> None:
     """The control plane of a service mesh: one place that configures every proxy.
 
-    Exit codes: 0; 1 it failed; 2 usage, or documents that are not right.
+    Exit codes: 0; 1 it failed; 2 usage, or documents that are not right; 130 Ctrl-C. The shell completes
+    commands, kinds and names after --install-completion.
     """
     context.obj = Place(api, token_file)
 

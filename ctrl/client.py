@@ -32,11 +32,9 @@ class ApiError(Exception):
 
 
 class Client:
-    """One server. ``transport`` is for tests that hold the application in their own process."""
+    """One server. ``seconds``: how long it may think about an answer."""
 
-    def __init__(
-        self, api: str = DEFAULT_API, token: str = "", transport: httpx.BaseTransport | None = None
-    ) -> None:
+    def __init__(self, api: str = DEFAULT_API, token: str = "", seconds: float = ANSWER_SECONDS) -> None:
         parts = urlsplit(api)
         try:
             port = parts.port
@@ -49,14 +47,13 @@ class Client:
         if token and (not token.isascii() or not token.isprintable() or " " in token):
             raise ValueError("the token holds characters that no token has")
         self.api = api.rstrip("/")
+        self._seconds = seconds
         headers = {"X-Fastproxy-User": _user(), "Accept": "application/json"}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         self._http = httpx.Client(
             base_url=self.api,
             headers=headers,
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            transport=transport,
             # a server on this machine is never behind the proxy that HTTP_PROXY names
             trust_env=not _local(parts.hostname),
         )
@@ -76,9 +73,9 @@ class Client:
         given = {"kind": kind, "namespace": namespace, "name": name}
         return self._ask("GET", "/v1/resources", params={k: v for k, v in given.items() if v})
 
-    def history(self, limit: int = 50, before: int | None = None) -> list[Answer]:
+    def history(self, limit: int = 50, before: int | None = None) -> Answer:
         params = {"limit": limit} | ({"before": before} if before is not None else {})
-        return _list(self._ask("GET", "/v1/history", params=params), "entries")
+        return self._ask("GET", "/v1/history", params=params)
 
     def entry(self, version: int) -> Answer:
         return self._ask("GET", f"/v1/versions/{version}")
@@ -98,7 +95,7 @@ class Client:
         params: dict[str, Any] = {"version": version, "wait": round(wait, 3)}
         if seen is not None:
             params["seen"] = seen
-        return self._ask("GET", "/v1/progress", params=params, seconds=wait + ANSWER_SECONDS)
+        return self._ask("GET", "/v1/progress", params=params, wait=wait)
 
     def rollout(self) -> Answer:
         return self._ask("GET", "/v1/rollout")
@@ -150,9 +147,9 @@ class Client:
         *,
         params: Mapping[str, Any] | None = None,
         body: Answer | None = None,
-        seconds: float = ANSWER_SECONDS,
+        wait: float = 0.0,
     ) -> Answer:
-        timeout = httpx.Timeout(seconds, connect=CONNECT_SECONDS)
+        timeout = httpx.Timeout(self._seconds + wait, connect=min(CONNECT_SECONDS, self._seconds))
         with (
             self._told(),
             self._http.stream(method, path, params=params, json=body, timeout=timeout) as response,
@@ -225,11 +222,6 @@ def _given(options: Mapping[str, Any]) -> Answer:
             first, *rest = name.rstrip("_").split("_")
             out[first + "".join(word.capitalize() for word in rest)] = value
     return out
-
-
-def _list(answer: Answer, key: str) -> list[Answer]:
-    value = answer.get(key)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
 def _local(host: str) -> bool:

@@ -173,6 +173,12 @@ def number(row: dict[str, Any], key: str) -> int:
     return value if type(value) is int else 0
 
 
+def rows(answer: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The objects of a list in an answer."""
+    value = answer.get(key)
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+
 def identity(row: dict[str, Any]) -> str:
     """``VirtualService default/catalog``"""
     return f"{word(row, 'kind')} {word(row, 'namespace')}/{word(row, 'name')}"

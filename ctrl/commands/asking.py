@@ -12,12 +12,14 @@ from typing import Annotated, Any, Concatenate, NamedTuple, ParamSpec
 import typer
 
 from ctrl import durations
-from ctrl.client import DEFAULT_API, Client
-from ctrl.kinds import KINDS
-from ctrl.show import Output
+from ctrl.client import ANSWER_SECONDS, DEFAULT_API, ApiError, Client
+from ctrl.kinds import KINDS, kind_of
+from ctrl.show import Output, rows, word
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 CHANGE, LOOK, RUN = "Change what proxies do", "Look", "Run and let in"  # groups of the help
+
+COMPLETE_SECONDS = 1.0  # that a person waits for the shell
 
 P = ParamSpec("P")
 
@@ -65,7 +67,23 @@ def complete_kind(incomplete: str) -> list[str]:
     return [kind for kind in KINDS if kind.lower().startswith(incomplete.lower())]
 
 
-def connect(place: Place) -> Client:
+def complete_name(context: typer.Context, incomplete: str) -> list[str]:
+    """For the shell: the documents of that kind that the server has; none when it does not answer at once."""
+    given = context.params
+    try:
+        kind = kind_of(str(given.get("what", "")))
+        with connect(Place(given.get("api", ""), given.get("token_file", "")), COMPLETE_SECONDS) as client:
+            found = client.resources(kind, given.get("namespace") or "default")
+    except (Failure, ApiError, ValueError):
+        return []
+    names = [word(row, "name") for row in rows(found, "resources")]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+Name = Annotated[str, typer.Argument(metavar="[NAME]", autocompletion=complete_name, show_default=False)]
+
+
+def connect(place: Place, seconds: float = ANSWER_SECONDS) -> Client:
     """The client for that server. Raises Failure."""
     api = place.api or os.environ.get("FASTPROXY_API", "") or DEFAULT_API
     token = os.environ.get("FASTPROXY_TOKEN", "").strip()
@@ -79,7 +97,7 @@ def connect(place: Place) -> Client:
         if not token:
             raise Failure(f"--token-file {place.token_file}: the file is empty", USAGE)
     try:
-        return Client(api, token)
+        return Client(api, token, seconds)
     except ValueError as e:
         raise Failure(str(e), USAGE) from None
 

@@ -11,8 +11,8 @@ from rich.text import Text
 from ctrl import show
 from ctrl.client import Answer, Client
 from ctrl.commands.asking import CHANGE, USAGE, Failure, Show, asks, milliseconds
-from ctrl.commands.changes import finish, rows
-from ctrl.show import Column, Output, number, word
+from ctrl.commands.changes import finish
+from ctrl.show import Column, Output, number, rows, word
 
 Host = Annotated[str, typer.Argument(metavar="HOST", help="The service, as a destination names it.")]
 For = Annotated[

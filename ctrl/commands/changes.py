@@ -21,7 +21,7 @@ from ctrl.commands.asking import (
     milliseconds,
 )
 from ctrl.kinds import one
-from ctrl.show import Output, number, word
+from ctrl.show import Output, number, rows, word
 
 Files = Annotated[
     list[str],
@@ -325,9 +325,3 @@ def _row_identity(row: Answer) -> tuple[str, str, str]:
 
 def _problems(found: list[Answer]) -> int:
     return show.problems(found)
-
-
-def rows(answer: Answer, key: str) -> list[Answer]:
-    """The objects of a list in an answer."""
-    value = answer.get(key)
-    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []

@@ -24,14 +24,15 @@ from ctrl.commands.asking import (
     USAGE,
     Failure,
     Message,
+    Name,
     Namespace,
     asks,
     complete_kind,
     milliseconds,
 )
-from ctrl.commands.changes import Timeout, Wait, finish, rows
+from ctrl.commands.changes import Timeout, Wait, finish
 from ctrl.kinds import one
-from ctrl.show import Output, number, word
+from ctrl.show import Output, number, rows, word
 
 HEADER = """\
 # Edit the document below the line. An unchanged or empty one applies nothing; when it is refused, this file
@@ -48,7 +49,7 @@ def add(app: typer.Typer) -> None:
 def edit(
     client: Client,
     what: Annotated[str, typer.Argument(metavar="KIND[/NAME]", autocompletion=complete_kind)],
-    name: Annotated[str, typer.Argument(metavar="[NAME]", show_default=False)] = "",
+    name: Name = "",
     namespace: Namespace = "default",
     wait: Wait = False,
     timeout: Timeout = "30s",

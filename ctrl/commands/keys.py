@@ -71,7 +71,11 @@ def _made(name: str, folder: str, role: str, public: str, below: str = "") -> No
             return
         path = keys.add_node(folder, name, role, below)
     show.say(f"{path} is the key of {role} {name}: move it there, it is not needed here")
-    run = f"{show.PROGRAM} relay --key" if role == "relay" else "fastproxy run --control-key"
+    run = (
+        f"{show.PROGRAM} relay --allow {folder}/allow --key"
+        if role == "relay"
+        else "fastproxy run --control-key"
+    )
     show.hint(f"there: {run} {path.name} …")
 
 

@@ -12,11 +12,10 @@ from rich.text import Text
 
 from ctrl import show
 from ctrl.client import Answer, Client
-from ctrl.commands.asking import FAILED, LOOK, USAGE, Failure, Show, asks, complete_kind
-from ctrl.commands.changes import rows
+from ctrl.commands.asking import FAILED, LOOK, USAGE, Failure, Name, Show, asks, complete_kind
 from ctrl.durations import age, clock, spell
 from ctrl.kinds import one
-from ctrl.show import Column, Output, number, word
+from ctrl.show import Column, Output, number, rows, word
 
 HASH_DIGITS = 12  # enough to see that two differ
 
@@ -36,7 +35,7 @@ def get(
     what: Annotated[
         str, typer.Argument(metavar="[KIND[/NAME]]", autocompletion=complete_kind, show_default=False)
     ] = "",
-    name: Annotated[str, typer.Argument(metavar="[NAME]", show_default=False)] = "",
+    name: Name = "",
     namespace: Annotated[
         str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace; default: `default`.")
     ] = "",
@@ -212,7 +211,7 @@ def history(
     output: Show = Output.TABLE,
 ) -> None:
     """The versions, newest first: who, when, what."""
-    entries = client.history(limit, before or None)
+    entries = rows(client.history(limit, before or None), "entries")
     if output in (Output.JSON, Output.YAML):
         show.emit({"entries": entries}, output)
     elif output is Output.NAME:

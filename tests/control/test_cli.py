@@ -314,6 +314,9 @@ def test_stages_are_followed_and_can_be_aborted(
     assert "aborted" in ctl.good("rollout", "abort")
     assert ctl("rollout", "abort").code == 1
     assert "4s" in ctl.good("get", "vs/catalog", "-o", "yaml")
+    ctl.good("apply", "-f", str(mesh), "--stage", "1,100%", "--bake", "300ms")
+    watched = ctl.good("rollout", "status", "--watch").splitlines()
+    assert any("(stage 1 of 2)" in line for line in watched) and "committed  3/3 serving" in watched[-1]
 
 
 def test_who_is_late_is_named_when_the_time_is_over(
@@ -406,3 +409,33 @@ def test_watch_prints_what_happens(ctl: Program, serve: Serve, mesh: Path) -> No
         assert event["what"] == "apply"
         watching.send_signal(signal.SIGINT)
         assert watching.wait(10) == 130
+
+
+def test_names_are_completed_by_the_server(ctl: Program, serve: Serve, mesh: Path) -> None:
+    ctl.good("apply", "-f", str(mesh))
+    words = [sys.executable, "-m", "ctrl"]
+    for typed, wanted in (("get vs cat", ["catalog"]), ("edit se cat", ["catalog"]), ("get vs x", [])):
+        place = {"COMP_WORDS": f"fastproxyctl {typed}", "COMP_CWORD": "3", "FASTPROXY_API": serve.url}
+        environment = {**os.environ, **place, "_FASTPROXYCTL_COMPLETE": "complete_bash"}
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == wanted
+
+
+def test_a_relay_hands_on_and_is_named(ctl: Program, serve: Serve, mesh: Path) -> None:
+    ctl.good("apply", "-f", str(mesh))
+    flags = ["--control", serve.publish, "--publish", "tcp://127.0.0.1:0", "--name", "hop"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "ctrl", "relay", *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as relay:
+        assert relay.stdout
+        said = re.search(r"^relay hop of \S+ at (tcp://\S+)$", relay.stdout.readline())
+        assert said
+        with Proxies(said.group(1), ["far-1"]):
+            version = version_of(ctl.good("apply", "-f", str(mesh)))
+            rows: list[dict[str, Any]] = []
+            while not any((row["node"], row["version"]) == ("far-1", version) for row in rows):
+                assert relay.poll() is None
+                rows = json.loads(ctl.good("status", "-o", "json"))["proxies"]
+            assert [row["via"] for row in rows if row["node"] == "far-1"] == ["hop"]
+        relay.send_signal(signal.SIGINT)
+        assert relay.wait(10) == 0

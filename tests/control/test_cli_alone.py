@@ -21,6 +21,7 @@ from ctrl.imports import Import
 from ctrl.keys import listed
 from ctrl.show import Column
 from ctrl.tokens import Tokens
+from fastproxy.keys import load_client_key
 from fastproxy.resources.documents import KINDS
 from tests.support.proxy import ROOT, free_port
 
@@ -405,12 +406,19 @@ def test_keys_are_made_and_listed(ctl: Program, tmp_path: Path) -> None:
     out = ctl.good("keys", "node", "edge-1", "--keys", folder)
     assert f"{folder}/edge-1.key" in out
     ctl.good("keys", "node", "hop", "--relay", "--keys", folder)
-    assert [(e.role, e.name) for e in listed(folder)] == [("node", "edge-1"), ("relay", "hop")]
+    ctl.good("keys", "node", "far", "--below", "hop", "--keys", folder)
+    below = load_client_key(f"{folder}/far.key").curve.server
+    assert below == load_client_key(f"{folder}/hop.key").curve.public
+    assert [(e.role, e.name) for e in listed(folder)] == [
+        ("node", "edge-1"),
+        ("relay", "hop"),
+        ("node", "far"),
+    ]
     assert (
         json.loads(ctl.good("keys", "list", "--keys", folder, "-o", "json"))["allowed"][0]["name"] == "edge-1"
     )
     ctl.good("keys", "revoke", "edge-1", "--keys", folder)
-    assert ctl.good("keys", "list", "--keys", folder, "-o", "name") == "hop\n"
+    assert ctl.good("keys", "list", "--keys", folder, "-o", "name") == "hop\nfar\n"
     for words in (["init", folder], ["node", "hop"], ["revoke", "none"], ["operator", "me"]):
         done = ctl("keys", *words, *(["--keys", folder] if words[0] != "init" else []))
         assert done.code == 2 and done.err.startswith("fastproxyctl: error: ")
