@@ -31,7 +31,7 @@ ENDPOINTS = "endpoints"  # the table that is parted
 MODULUS_BITS = 1024
 HASH_BYTES = 32
 _MASK = (1 << MODULUS_BITS) - 1
-MAX_KEY = 4096  # bytes
+MAX_KEY = 4096  # characters
 MAX_ROW = 16 * 1024 * 1024  # bytes
 
 Packed = dict[str, dict[str, bytes]]  # table -> key -> row
@@ -117,6 +117,8 @@ class Rows:
                 total += _number(table, key, row)
         for table, keys in changes.deletes.items():
             rows = self._table(table)
+            if len(keys) != len(set(keys)):
+                raise RowsError(f"{table}: a key is deleted twice")
             for key in keys:
                 gone = rows.get(key)
                 if gone is None or key in changes.puts.get(table, ()):

@@ -388,7 +388,8 @@ class Sync:
                 self.peers[question.peer].fail(now, self._random)
                 waited = now - question.sent
                 actions += self._trouble(question.peer, f"has not answered an ask for {waited:.0f} s")
-        serves = self.candidate and self.candidate.flipped
+        candidate = self.candidate
+        serves = candidate and candidate.flipped and not candidate.rejected
         if self._unfit and self._unfit == self.version and not serves:
             if self._again is None:
                 self._again = now + min(UNFIT_MAX, UNFIT_MIN * 2.0 ** min(self._unfits - 1, 16))

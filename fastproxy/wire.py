@@ -17,7 +17,7 @@ raises WireError, nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, cast
 
@@ -30,8 +30,10 @@ from fastproxy.tables import FORMAT, NAMES
 PROTOCOL = 1
 MAX_HEADER = 64 * 1024
 MAX_BODY = 256 * 1024 * 1024  # as it is after decompression
-MAX_ANSWERS = 10_000  # in one message: a relay sends those of many proxies
+MAX_ANSWERS = 4_000  # in one message: a relay sends those of many proxies
+MAX_BREAKERS = 1_000  # rows in one report
 MAX_REPORT = 1024 * 1024
+MAX_WINDOW = 8 * 1024 * 1024  # of zstd: what a reader must set aside
 MAX_TEXT = 4096  # of a name or a reason
 COMPRESS_FROM = 1024  # smaller bodies are not worth it
 WHOLE = 1 << 32  # the share that is everybody
@@ -170,8 +172,8 @@ class Update:
     format: int = FORMAT
     candidate: bool = False
     share: int = 0
-    size: int = 0
-    zstd: bool = False
+    size: int = field(default=0, compare=False)
+    zstd: bool = field(default=False, compare=False)
     sent_us: int = 0
     id: int = 0
     changes: Changes = field(default_factory=Changes, metadata={"body": True})
@@ -186,8 +188,8 @@ class Snapshot:
     version: int
     hash: bytes
     format: int = FORMAT
-    size: int = 0
-    zstd: bool = False
+    size: int = field(default=0, compare=False)
+    zstd: bool = field(default=False, compare=False)
     id: int = 0
     rows: Packed = field(default_factory=dict, metadata={"body": True})
 
@@ -261,17 +263,17 @@ class Answers:
     """Of one proxy, or through a relay of many."""
 
     t: ClassVar[str] = "answers"
-    answers: list[Answer] = field(metadata={"each": Answer})
+    answers: list[Answer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """How a proxy is: at once when it connects, then every report_ms, and when its state changes.
 
-    state: of fastproxy.sync.State. requests, errors: exchanges ended since start and those answered 5xx, of
-    which ``serving`` names the version. breakers: rows [name, state, order, until_ms, rejected], at most
-    1,000, those that are not CLOSED or have an order first. started_ms: Unix time. admin: address of its
-    admin API.
+    state: of fastproxy.sync.State. serving: the version that serves, 0: none of this epoch. requests,
+    errors: exchanges ended since the start, and those of them answered 5xx. breakers: rows [name, state,
+    order, until_ms, rejected], those that are not CLOSED or have an order first. started_ms: Unix time.
+    admin: address of its admin API.
     """
 
     t: ClassVar[str] = "report"
@@ -303,15 +305,15 @@ def encode(message: Message) -> list[bytes]:
     """Header and, for tables, body. The topic is the caller's."""
     header: dict[str, Any] = {"t": message.t}
     body: bytes | None = None
-    for f in fields(message):
+    for f in _FIELDS[type(message)]:
         value = getattr(message, f.name)
-        if "body" in f.metadata:
+        if f.body:
             body = pack_body(value)
         elif isinstance(value, Attributes):
             header[f.name] = value.to_wire()
-        elif "each" in f.metadata:
+        elif isinstance(message, Answers):
             header[f.name] = [item.to_wire() for item in value]
-        elif f.default is MISSING or value != f.default:
+        elif f.needed or value != f.default:
             header[f.name] = value
     if body is None:
         return [msgpack.packb(header)]
@@ -337,15 +339,13 @@ def decode(frames: Sequence[bytes], allowed: Sequence[type[Any]] = ()) -> Messag
         raise WireError(f"a message of type {header['t'][:40]!r} does not belong here")
     values: dict[str, Any] = {}
     body_field = ""
-    for f in fields(kind):
-        where = f"{kind.t}.{f.name}"
-        if "body" in f.metadata:
+    for f in _FIELDS[kind]:
+        if f.body:
             body_field = f.name
-        elif f.name not in header:
-            if f.default is MISSING and f.default_factory is MISSING:
-                raise WireError(f"{where} is missing")
-        else:
-            values[f.name] = _field(header[f.name], f, where)
+        elif f.name in header:
+            values[f.name] = _field(header[f.name], f, f"{kind.t}.{f.name}")
+        elif f.needed:
+            raise WireError(f"{kind.t}.{f.name} is missing")
     if bool(body_field) != (len(frames) == 2):
         raise WireError(f"{kind.t}: a body is {'missing' if body_field else 'not wanted'}")
     if body_field:
@@ -361,7 +361,7 @@ def unpack_header(frame: bytes) -> dict[str, Any]:
     limit = MAX_REPORT if len(frame) > MAX_HEADER else MAX_HEADER
     if len(frame) > limit:
         raise WireError(f"a header of {len(frame)} bytes; the limit is {limit}")
-    header = _unpack(frame, "header", 4 * MAX_ANSWERS)
+    header = _unpack(frame, min(len(frame), MAX_ANSWERS))
     if not isinstance(header, dict) or not isinstance(header.get("t"), str):
         raise WireError("a header is a map with a type t")
     if len(frame) > MAX_HEADER and header["t"] not in (Answers.t, Report.t):
@@ -393,7 +393,7 @@ def inflate(frame: bytes, size: int, compressed: bool) -> bytes:
     if compressed:
         try:
             # by the stream, as that stops where it is told to: a body that lies about its size costs nothing
-            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(frame) as reader:
+            with zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(frame) as reader:
                 frame = reader.read(size + 1)
         except (zstandard.ZstdError, MemoryError) as e:
             raise WireError(f"the body cannot be decompressed: {e}") from None
@@ -407,74 +407,152 @@ def inflate(frame: bytes, size: int, compressed: bool) -> bytes:
 def unpack_changes(body: bytes) -> Changes:
     """Raises WireError."""
     out = Changes()
-    for name, pair in _tables(body).items():
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[1], list):
-            raise WireError(f"body.{name} is not [puts, deletes]")
-        puts = _packed(pair[0], name)
-        for key in pair[1]:
-            _check_key(key, name)
-        if puts:
-            out.puts[name] = puts
-        if pair[1]:
-            out.deletes[name] = pair[1]
+    with _Body(body) as read:
+        for name in read.tables():
+            if read.count("array", name) != 2:
+                raise WireError(f"body.{name} is not [puts, deletes]")
+            if puts := read.rows(name):
+                out.puts[name] = puts
+            deletes = [read.key(name) for _ in range(read.count("array", name))]
+            if deletes:
+                out.deletes[name] = deletes
     return out
 
 
 def unpack_rows(body: bytes) -> Packed:
     """Raises WireError."""
-    return {name: _packed(rows, name) for name, rows in _tables(body).items()}
+    with _Body(body) as read:
+        return {name: read.rows(name) for name in read.tables()}
 
 
-def _tables(body: bytes) -> dict[str, Any]:
-    value = _unpack(body, "body", len(body))
-    if not isinstance(value, dict):
-        raise WireError("a body is a map of tables")
-    for name in value:
-        if name not in NAMES:
-            raise WireError(f"body: there is no table {str(name)[:40]!r}")
-    return value
+class _Body:
+    """Reads a body item by item. What a length claims is not set aside before it is there, and nothing is
+    nested deeper than the protocol says: read as a whole, five bytes can ask for a list of a billion."""
 
+    def __init__(self, body: bytes) -> None:
+        self._size = len(body)
+        self._unpacker = msgpack.Unpacker(max_buffer_size=max(len(body), 1), max_array_len=0, max_map_len=0)
+        self._unpacker.feed(body)
+        self._next = self._unpacker.unpack
 
-def _packed(rows: Any, table: str) -> dict[str, bytes]:
-    if not isinstance(rows, dict):
-        raise WireError(f"body.{table}: rows are a map")
-    for key, row in rows.items():
-        _check_key(key, table)
-        if type(row) is not bytes or len(row) > MAX_ROW:
-            raise WireError(f"body.{table}[{key[:40]}]: a row is at most {MAX_ROW} bytes of msgpack")
-    return rows
+    def __enter__(self) -> _Body:
+        return self
 
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, WireError):
+            return
+        if isinstance(error, Exception):  # msgpack raises what it likes for hostile bytes
+            raise WireError(f"the body is not msgpack: {type(error).__name__} {error}") from None
+        if error is None and self._unpacker.tell() != self._size:
+            raise WireError("the body goes on behind its end")
 
-def _check_key(key: Any, table: str) -> None:
-    if type(key) is not str or len(key) > MAX_KEY:
-        raise WireError(f"body.{table}: a key is a string of at most {MAX_KEY} characters")
+    def tables(self) -> Iterator[str]:
+        """Their names; what is behind each has to be read in between."""
+        seen = set()
+        for _ in range(self._unpacker.read_map_header()):
+            name = self._next()
+            if name not in NAMES or name in seen:
+                raise WireError(f"body: there is no table {str(name)[:40]!r}, or it is there twice")
+            seen.add(name)
+            yield name
+
+    def count(self, kind: str, table: str) -> int:
+        """Items of the array or map that comes now."""
+        try:
+            return int(getattr(self._unpacker, f"read_{kind}_header")())
+        except ValueError:
+            raise WireError(f"body.{table}: {kind} expected") from None
+
+    def rows(self, table: str) -> dict[str, bytes]:
+        count, out = self.count("map", table), {}
+        for _ in range(count):
+            key, row = self.key(table), self._next()
+            if type(row) is not bytes or len(row) > MAX_ROW:
+                raise WireError(f"body.{table}[{key[:40]}]: a row is at most {MAX_ROW} bytes of msgpack")
+            out[key] = row
+        if len(out) != count:
+            raise WireError(f"body.{table}: a key is there twice")
+        return out
+
+    def key(self, table: str) -> str:
+        key = self._next()
+        if type(key) is not str or len(key) > MAX_KEY:
+            raise WireError(f"body.{table}: a key is a string of at most {MAX_KEY} characters")
+        return key
 
 
 # --- checks ---
 
 
-def _unpack(frame: bytes, what: str, most: int) -> Any:
+def _unpack(frame: bytes, most: int) -> Any:
     try:
-        return msgpack.unpackb(frame, max_map_len=most, max_array_len=most, strict_map_key=True)
+        return msgpack.unpackb(frame, max_map_len=256, max_array_len=most, strict_map_key=True)
     except Exception as e:  # msgpack raises what it likes for hostile bytes
-        raise WireError(f"{what} is not msgpack: {type(e).__name__} {e}") from None
+        raise WireError(f"the header is not msgpack: {type(e).__name__} {e}") from None
 
 
-def _field(value: Any, f: Any, where: str) -> Any:
-    if f.type == "Attributes":
-        return Attributes.from_wire(value)
-    if "each" in f.metadata:
-        if not isinstance(value, list) or len(value) > MAX_ANSWERS:
-            raise WireError(f"{where} is a list of at most {MAX_ANSWERS}")
-        return [f.metadata["each"].from_wire(item) for item in value]
-    if f.type == "list[Any]":
-        if not isinstance(value, list) or len(value) > MAX_ANSWERS:
-            raise WireError(f"{where} is a list of at most {MAX_ANSWERS}")
-        return value
-    _want(value, _KINDS[f.type], where)
-    if "hash" in f.name and len(value) not in (0, HASH_BYTES):
+def _field(value: Any, f: _Field, where: str) -> Any:
+    if f.kind is None:
+        return f.read(value, where)
+    _want(value, f.kind, where)
+    if f.hash and len(value) not in (0, HASH_BYTES):
         raise WireError(f"{where} has {HASH_BYTES} bytes")
+    if f.port and not 0 < value < 65536:
+        raise WireError(f"{where} is no port")
     return value
+
+
+def _answers(value: Any, where: str) -> list[Answer]:
+    if not isinstance(value, list) or len(value) > MAX_ANSWERS:
+        raise WireError(f"{where} is a list of at most {MAX_ANSWERS}")
+    return [Answer.from_wire(item) for item in value]
+
+
+def _breakers(value: Any, where: str) -> list[Any]:
+    kinds = (str, str, str, int, int)
+    if not isinstance(value, list) or len(value) > MAX_BREAKERS:
+        raise WireError(f"{where} is a list of at most {MAX_BREAKERS}")
+    for row in value:
+        if not isinstance(row, list) or len(row) != len(kinds):
+            raise WireError(f"{where}: a row is [name, state, order, until_ms, rejected]")
+        for item, kind in zip(row, kinds, strict=True):
+            _want(item, kind, where)
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Field:
+    """How one field of a message is written. kind None: by ``read``."""
+
+    name: str
+    kind: type | None
+    needed: bool
+    default: Any
+    body: bool
+    hash: bool
+    port: bool
+    read: Callable[[Any, str], Any]
+
+    @classmethod
+    def of(cls, f: Any) -> _Field:
+        reads: dict[str, Callable[[Any, str], Any]] = {
+            "Attributes": lambda value, _: Attributes.from_wire(value),
+            "list[Answer]": _answers,
+            "list[Any]": _breakers,
+        }
+        return cls(
+            name=f.name,
+            kind=_KINDS.get(f.type),
+            needed=f.default is MISSING and f.default_factory is MISSING,
+            default=f.default,
+            body="body" in f.metadata,
+            hash="hash" in f.name,
+            port="port" in f.name.split("_"),
+            read=reads.get(f.type, lambda value, _: value),
+        )
+
+
+_FIELDS = {kind: tuple(map(_Field.of, fields(kind))) for kind in TYPES.values()}
 
 
 def _want(value: Any, kind: type, where: str) -> None:
