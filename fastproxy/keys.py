@@ -27,7 +27,7 @@ import zmq
 SERVER, NODE, RELAY, OPERATOR = "server", "node", "relay", "operator"
 ROLES = (SERVER, NODE, RELAY, OPERATOR)
 MAX_FILE = 64 * 1024  # bytes of a key file
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,252})\Z")
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,199})\Z")
 _Z85 = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}\Z")
 
 
@@ -64,7 +64,7 @@ def check_name(name: str) -> str:
     """``name``, when a party may be called so. Raises KeyError_."""
     if not _NAME.match(name):
         raise KeyError_(
-            f"{name!r} is no name of a party: letters, digits, '.', '_' and '-', at most 253, "
+            f"{name!r} is no name of a party: letters, digits, '.', '_' and '-', at most 200, "
             "the first a letter or digit"
         )
     return name

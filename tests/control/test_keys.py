@@ -139,7 +139,7 @@ def test_what_may_be_a_public_key_is_what_zeromq_takes() -> None:
             check_public(bad)
 
 
-@pytest.mark.parametrize("name", ["", ".", "../a", "a/b", "a b", "a\n", "-a", "ä", "a" * 254])
+@pytest.mark.parametrize("name", ["", ".", "../a", "a/b", "a b", "a\n", "-a", "ä", "a" * 201])
 def test_names_that_cannot_be(name: str) -> None:
     with pytest.raises(KeyError_):
         check_name(name)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from fastproxy.link import Link
 from fastproxy.sync import State
 from fastproxy.wire import Attributes
 from tests.control.wired import Fixed, Node, Served, key_of, nodes, published, until
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -168,6 +173,47 @@ def test_a_link_beyond_this_machine_needs_keys(address: str) -> None:
             Link("node-a", Attributes(), [address], Served())
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (
+            "fastproxyctl serve --publish tcp://0.0.0.0:0 --api 127.0.0.1:0 --store sqlite:///s.db",
+            "needs keys",
+        ),
+        ("fastproxyctl serve --publish tcp://127.0.0.1:0 --api 0.0.0.0:0 --store sqlite:///s.db", "--tokens"),
+        ("fastproxyctl publish -f mesh.yaml --publish tcp://0.0.0.0:0", "needs keys"),
+        ("fastproxyctl relay --control tcp://127.0.0.1:1 --publish tcp://0.0.0.0:0", "needs keys"),
+        ("fastproxyctl relay --control tcp://192.0.2.1:1 --publish tcp://127.0.0.1:0", "key"),
+        ("fastproxy run --control tcp://192.0.2.1:9910", "needs --control-key"),
+        ("fastproxy run --control tcp://192.0.2.1:9910 --control-key keys/server.key", "keys node NAME"),
+        ("fastproxy run --control tcp://127.0.0.1:9910 --control-key readable.key", "chmod 600 readable.key"),
+    ],
+)
+def test_every_program_refuses_at_the_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, line: str, why: str
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    Path("mesh.yaml").write_text(
+        "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\nspec: "
+        "{hosts: [a], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC}\n"
+    )
+    Path("readable.key").write_bytes((folder / "server.key").read_bytes())
+    Path("readable.key").chmod(0o644)
+    program, *words = line.split()
+    module = {"fastproxy": "fastproxy", "fastproxyctl": "ctrl"}[program]
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode in (1, 2), done.stderr
+    assert why in " ".join(done.stderr.split()), done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_keys_without_an_allow_list_are_no_start(folder: Path) -> None:
