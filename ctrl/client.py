@@ -105,7 +105,8 @@ class Client:
 
     def watch(self) -> Iterator[Answer]:
         """Events as they come, until the server ends. Raises ApiError."""
-        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        # the server sends an empty line when nothing happens: silence is a server that is gone
+        timeout = httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS)
         with self._told(), self._http.stream("GET", "/v1/watch", timeout=timeout) as response:
             if response.status_code != 200:
                 response.read()

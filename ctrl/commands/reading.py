@@ -131,6 +131,9 @@ def status(
         return
     head = answer["head"] if isinstance(answer.get("head"), dict) else {}
     show.say(_head(head, proxies))
+    if head.get("trouble"):
+        show.say(Text(f"the store cannot be reached, nothing can be changed: {word(head, 'trouble')}", "red"))
+    show.problems(rows(head, "problems"))
     candidate = answer.get("candidate")
     if isinstance(candidate, dict) and number(candidate, "version"):
         show.say(

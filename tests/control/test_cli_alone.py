@@ -161,6 +161,15 @@ def test_answers_of_another_shape_do_no_harm(ctl: Program, body: object) -> None
             assert "\x1b" not in done.out + done.err and "Traceback" not in done.err
 
 
+def test_status_tells_of_the_store_and_of_what_is_left_out(ctl: Program) -> None:
+    problem = {"file": "a.yaml", "line": 3, "field": "spec.hosts", "message": "taken"}
+    head = {"version": 7, "trouble": "disk full", "problems": [problem]}
+    with answering(200, json.dumps({"head": head}).encode()) as url:
+        done = ctl("status", "--api", url)
+    assert "the store cannot be reached, nothing can be changed: disk full" in done.out
+    assert done.err == "a.yaml:3: error: spec.hosts: taken\n"
+
+
 @pytest.mark.parametrize("api", ["127.0.0.1:9900", "ftp://x", "http://", "http://x:99999", "http://a:b@c"])
 def test_an_api_that_is_no_url_is_usage(ctl: Program, api: str) -> None:
     done = ctl("status", "--api", api)
@@ -409,14 +418,10 @@ def test_keys_are_made_and_listed(ctl: Program, tmp_path: Path) -> None:
     ctl.good("keys", "node", "far", "--below", "hop", "--keys", folder)
     below = load_client_key(f"{folder}/far.key").curve.server
     assert below == load_client_key(f"{folder}/hop.key").curve.public
-    assert [(e.role, e.name) for e in listed(folder)] == [
-        ("node", "edge-1"),
-        ("relay", "hop"),
-        ("node", "far"),
-    ]
-    assert (
-        json.loads(ctl.good("keys", "list", "--keys", folder, "-o", "json"))["allowed"][0]["name"] == "edge-1"
-    )
+    made = [("node", "edge-1"), ("relay", "hop"), ("node", "far")]
+    assert [(e.role, e.name) for e in listed(folder)] == made
+    rows = json.loads(ctl.good("keys", "list", "--keys", folder, "-o", "json"))["allowed"]
+    assert [(row["role"], row["name"]) for row in rows] == made
     ctl.good("keys", "revoke", "edge-1", "--keys", folder)
     assert ctl.good("keys", "list", "--keys", folder, "-o", "name") == "hop\nfar\n"
     for words in (["init", folder], ["node", "hop"], ["revoke", "none"], ["operator", "me"]):
