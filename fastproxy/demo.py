@@ -143,6 +143,11 @@ def free_port(wanted: int) -> int:
         return int(sock.getsockname()[1])
 
 
+def environment() -> dict[str, str]:
+    """Ours, without the settings that somebody made for other proxies."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("FASTPROXY_")}
+
+
 class Failed(Exception):
     """The demo cannot go on; the text says why."""
 
@@ -157,6 +162,7 @@ def program(log: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
+            env=environment(),
             process_group=0,
         )
     try:
@@ -247,10 +253,9 @@ class Demo:
         shown = [str(self.config.name) if word == str(self.config) else word for word in words]
         shown = [f"'{word}'" if " " in word else word for word in shown]
         _console.print(Text(f"$ fastproxyctl {' '.join(shown)}", "bold"))
-        environment = {**os.environ, "FASTPROXY_API": self.api}
-        environment.pop("FASTPROXY_TOKEN", None)
         sys.stdout.flush()
-        done = subprocess.run([sys.executable, "-m", "ctrl", *words], env=environment, check=False)
+        command = [sys.executable, "-m", "ctrl", *words]
+        done = subprocess.run(command, env={**environment(), "FASTPROXY_API": self.api}, check=False)
         self.look()
         if done.returncode not in right:
             raise Failed(f"fastproxyctl {words[0]} ended with {done.returncode}")

@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from ctrl import documents, durations, kinds, show
@@ -364,6 +366,67 @@ def test_import_prints_without_a_server(ctl: Program, tmp_path: Path) -> None:
     (tmp_path / "deep" / "er" / "app.yaml").write_text("kind: Pod\napiVersion: v1\n")
     nothing = ctl("import", str(tmp_path))
     assert nothing.code == 2 and "1 Pod" in nothing.err
+
+
+WORDS = st.sampled_from(
+    [
+        "kind",
+        "apiVersion",
+        "metadata",
+        "name",
+        "namespace",
+        "labels",
+        "kubernetes.io/service-name",
+        "spec",
+        "type",
+        "ExternalName",
+        "ports",
+        "port",
+        "protocol",
+        "endpoints",
+        "addresses",
+        "subsets",
+        "conditions",
+        "ready",
+        "ip",
+        "10.0.0.1",
+        "externalName",
+        "appProtocol",
+        "http-x",
+        "items",
+        "v1",
+        "Service",
+        "Endpoints",
+        "EndpointSlice",
+        "discovery.k8s.io/v1",
+        "networking.istio.io/v1",
+        "VirtualService",
+        "List",
+    ]
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 70_000) | WORDS,
+    lambda below: st.lists(below, max_size=3) | st.dictionaries(WORDS, below, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["Service", "Endpoints", "EndpointSlice", "VirtualService", "List", "Pod"]),
+            st.sampled_from(["v1", "discovery.k8s.io/v1", "networking.istio.io/v1"]),
+            st.dictionaries(WORDS, VALUES, max_size=5),
+        ),
+        max_size=4,
+    )
+)
+def test_import_survives_any_document(made: list[tuple[str, str, dict[str, object]]]) -> None:
+    values = [{**value, "kind": kind, "apiVersion": version} for kind, version, value in made]
+    text = "\n---\n".join(json.dumps(value) for value in values)
+    taken = Import().take([("x.yaml", text)])
+    assert len(list(documents.found(taken.files))) == len(taken.pieces) == taken.taken + taken.made
+    assert all(isinstance(line, str) for line in taken.told())
 
 
 # --- tables ---
