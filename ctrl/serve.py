@@ -29,6 +29,7 @@ RECEIVE_SECONDS = 60.0  # first byte of a request, or the connection, to the req
 IDLE_SECONDS = 75
 END_SECONDS = 5  # that answers have after SIGTERM
 CONNECTIONS = 1000
+LAPSE_SECONDS, LAPSE_BEATS = 3.0, 10  # without a word from who drives a rollout, until it counts as dead
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ def make_plane(options: Options) -> Plane:
         open_store(options.store),
         name=options.name,
         keep=options.keep,
+        lapse=max(LAPSE_SECONDS, LAPSE_BEATS * options.heartbeat),
         bind=options.publish,
         heartbeat=options.heartbeat,
         report=options.report,

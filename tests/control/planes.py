@@ -68,8 +68,13 @@ class World:
 
     def __init__(self, count: int = 0, store: Store | None = None, **options: Any) -> None:
         self._count = count
-        options = {"name": "one", "heartbeat": 0.2, "report": 0.4, "bind": "tcp://127.0.0.1:0"} | options
-        self.plane = Plane(store or MemoryStore(), **options)
+        given: dict[str, Any] = {
+            "name": "one",
+            "heartbeat": 0.2,
+            "report": 0.4,
+            "bind": "tcp://127.0.0.1:0",
+        } | options
+        self.plane = Plane(store or MemoryStore(), **given)
         self.proxies: Proxies
 
     async def __aenter__(self) -> tuple[Plane, Proxies]:

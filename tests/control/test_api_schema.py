@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import schemathesis
@@ -49,7 +50,7 @@ schema = schemathesis.openapi.from_dict(document).exclude(path="/v1/watch")
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-def test_every_answer_is_as_the_document_tells(case: schemathesis.Case, served: Server) -> None:
+def test_every_answer_is_as_the_document_tells(case: schemathesis.Case[Any], served: Server) -> None:
     query = case.query or {}
     with contextlib.suppress(TypeError, ValueError):
         if 0 < float(query.get("wait", 0)) <= 60:

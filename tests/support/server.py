@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -31,16 +34,26 @@ def host(name: str, status: int = 200) -> str:
     return YAML.format(name=name, status=status)
 
 
+def three_ports() -> int:
+    """The first of three free ports in a row, below those that the system gives to clients: they stay free
+    for a server that comes again."""
+    while True:
+        first = random.randrange(10_000, 32_000)
+        with contextlib.suppress(OSError), contextlib.ExitStack() as stack:
+            for port in range(first, first + 3):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+
+
 class Server:
     """The process. ``store``: default a SQLite file in :attr:`folder`. Flags are keyword arguments, True for
     those without a value. Leaving the context ends it with SIGTERM and wants exit code 0."""
 
-    def __init__(
-        self, store: str = "", api: str = "127.0.0.1:0", publish: str = "tcp://127.0.0.1:0", **flags: object
-    ) -> None:
+    def __init__(self, store: str = "", api: str = "127.0.0.1:0", publish: str = "", **flags: object) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fastproxy-test-")
         self.folder = Path(self._folder.name)
         self.store = store or f"sqlite:///{self.folder}/store.db"
+        publish = publish or f"tcp://127.0.0.1:{three_ports()}"
         self._words = ["--api", api, "--publish", publish]
         self._words += [] if "heartbeat" in flags else ["--heartbeat", "200ms"]
         self._words += [] if "report" in flags else ["--report", "500ms"]
