@@ -49,7 +49,8 @@ WAITING = 32  # updates that wait to be read; more wait at the publisher, and th
 MAX_REFUSAL = 64 * 1024  # bytes: all that comes on the answer lane
 QUEUE = 1000  # actions that wait for the applier; more are made one
 LINES, LINES_A_SECOND = 20.0, 1.0  # of the log: at once, and from then on
-ON_PUBLISH = (Announce, Heartbeat, Update)
+ON_PROBE = (Announce,)
+ON_PUBLISH = (Heartbeat, Update)
 ON_SNAPSHOT = (Heartbeat, Update, Snapshot, Refused)
 ON_ANSWER = (Refused,)
 _WATCHED = (
@@ -109,6 +110,10 @@ class Link:
         for address in map(check_address, addresses):
             if curve is None and not loopback(address):
                 raise ValueError(f"{address} is not on this machine: a key file is needed to connect there")
+        try:
+            decode(encode(Ask(node=node, attributes=attributes, id=0)))
+        except (WireError, UnicodeEncodeError) as e:
+            raise ValueError(f"this name or these labels cannot be told to a publisher: {e}") from None
         self.sync = Sync(node, attributes, addresses, time.monotonic(), rng)
         self.clock_offset_ms = 0  # the publisher's clock minus ours, from heartbeats
         self.release = release
@@ -290,7 +295,8 @@ class _End:
     # --- in ---
 
     def on_publish(self, frames: list[bytes]) -> None:
-        self.link._heard(self.peer, frames[1:], ON_PUBLISH)
+        probe = self.nonce and frames[0] == probe_topic(self.nonce)  # one announcement for each
+        self.link._heard(self.peer, frames[1:], ON_PROBE if probe else ON_PUBLISH)
 
     def on_snapshot(self, frames: list[bytes]) -> None:
         self.link._heard(self.peer, frames, ON_SNAPSHOT)

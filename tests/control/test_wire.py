@@ -37,6 +37,7 @@ from fastproxy.wire import (
     encode,
 )
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "control-protocol.md"
 VECTORS = Path(__file__).parent / "vectors" / "wire.json"
 HERE = Attributes.of("shop", {"os": "android", "app": "catalog"}, True)
 H1, H2 = bytes(range(32)), bytes(range(32, 64))
@@ -418,6 +419,15 @@ def test_a_snapshot_comes_back_as_the_same_rows() -> None:
     read = decode(encode(message))
     assert isinstance(read, Snapshot)
     assert Rows.of(read.rows).hash == rows.hash
+
+
+@pytest.mark.parametrize("kind", wire.TYPES.values(), ids=list(wire.TYPES))
+def test_the_document_has_every_field(kind: type[Any]) -> None:
+    text = DOCUMENT.read_text()
+    section = text.split(f"\n### `{kind.t}` ")[1].split("\n### ")[0].split("\n## ")[0]
+    for field in fields(kind):
+        if "body" not in field.metadata:
+            assert f"`{field.name}`" in section, field.name
 
 
 if __name__ == "__main__":  # writes the vectors anew; their diff is a change of the protocol
