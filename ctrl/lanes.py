@@ -7,7 +7,6 @@ sends large bodies without copying them: a snapshot that a thousand proxies wait
 from __future__ import annotations
 
 import asyncio
-import os
 import socket as system
 import time
 from collections.abc import Callable, Sequence
@@ -56,11 +55,16 @@ class Peer:
         Should the descriptor belong to another connection by now, that one is made anew by its owner.
         """
         try:
-            with system.socket(fileno=os.dup(self.descriptor)) as connection:
-                if connection.getsockname()[1] == port:
-                    connection.shutdown(system.SHUT_RDWR)
+            connection = system.socket(fileno=self.descriptor)
+        except (OSError, ValueError):  # it is closed, or no socket
+            return
+        try:
+            if connection.getsockname()[1] == port:
+                connection.shutdown(system.SHUT_RDWR)
         except (OSError, IndexError):
             return
+        finally:
+            connection.detach()  # it is ZeroMQ's to close
 
 
 class Pace:

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket as sockets_of_the_system
+import socket as system
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -297,8 +297,13 @@ class _Door:
 def _address_of(descriptor: int) -> str:
     """Only for the log: by now the descriptor may be closed, or another connection's."""
     try:
-        with sockets_of_the_system.socket(fileno=os.dup(descriptor)) as peer:
-            name = peer.getpeername()
+        connection = system.socket(fileno=descriptor)
+    except (OSError, ValueError):
+        return "unknown address"
+    try:
+        name = connection.getpeername()
     except OSError:
         return "unknown address"
+    finally:
+        connection.detach()  # it is ZeroMQ's to close
     return f"{name[0].removeprefix('::ffff:')}:{name[1]}" if isinstance(name, tuple) else "local socket"

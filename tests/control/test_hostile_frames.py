@@ -126,7 +126,7 @@ ATTACKS: list[Callable[[Ports, random.Random], None]] = [
 ]
 
 
-HEARD = {frames_of_all_types: 500, thousands_of_random_messages: 5000, subscriptions_to_random_topics: 100}
+HEARD = {frames_of_all_types: 150, thousands_of_random_messages: 2000, subscriptions_to_random_topics: 50}
 
 
 def ports_of(publisher: Publisher) -> Ports:
