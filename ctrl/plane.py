@@ -176,10 +176,22 @@ class Plane:
         await self._understand()
         known = self._known
         if known and head.version and known.hash != head.hash:
-            self.say(
-                f"the tables of version {head.version} are not those that were computed when it was written: "
-                "another release wrote it. Replicas of one store run one release; the next change settles it"
-            )
+            await self._recompile(known.hash)
+
+    async def _recompile(self, hash: str) -> None:
+        """This release makes other tables of the same documents than the one that wrote them. That is a
+        change like any other, with a number of its own: proxies refuse other rows under one they hold."""
+        head = self._head
+        draft = Draft(self.name, "recompile", (), hash, "another release made other tables of them")
+        try:
+            entry = await self.store.commit(head.decided, draft)
+        except StoreError as e:
+            self.say(f"version {head.version} was compiled by another release, and is not settled: {e}")
+            return
+        self._head = Head(entry.epoch, entry.version, entry.version, entry.hash)
+        self._contents = await self._contents_of(self._head)
+        await self._understand()
+        self.say(f"version {head.version} was compiled by another release: it is version {entry.version} now")
 
     async def _work(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: call(*args, **kwargs))

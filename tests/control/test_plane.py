@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ctrl import orders
-from ctrl.model import Compacted, Conflict, Contents, Draft, Entry, Head, StoreError, Unsure
+from ctrl.model import Change, Compacted, Conflict, Contents, Draft, Entry, Head, StoreError, Unsure
 from ctrl.orders import Order
 from ctrl.plane import Unfit, Wish
 from ctrl.rollout import Plan
@@ -480,5 +481,24 @@ def test_closing_ends_an_open_rollout() -> None:
         head = await store.head()
         assert (head.version, head.decided) == (1, 2)
         assert "was stopped" in (await store.entry(2)).message
+
+    run(main())
+
+
+def test_another_release_that_makes_other_tables_is_a_version_of_its_own() -> None:
+    """Else proxies would be told other rows under a number that they hold, and refuse them."""
+
+    async def main() -> None:
+        store = MemoryStore()
+        async with World(1, store) as (plane, crew):
+            await put(plane, "one")
+            await until(lambda: crew.serve(1), "all serve it")
+            resource = next(iter(plane.contents))
+        changed = Change(resource.identity, replace(resource, text=resource.text + "\n# a comment\n"))
+        await store.commit(1, Draft("an older release", "apply", (changed,), "0" * 64))
+        async with World(1, store) as (plane, crew):
+            await until(lambda: crew.serve(3), "the version that this release made of it")
+            assert plane.head().hash == know(Views(), plane.contents).hash
+            assert [(e.version, e.what, e.verbs) for e in await plane.history(1)] == [(3, "recompile", ())]
 
     run(main())
