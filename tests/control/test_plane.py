@@ -20,7 +20,7 @@ from ctrl.trial import know
 from ctrl.views import Views
 from tests.control.links import until
 from tests.control.planes import World, put
-from tests.support.server import host
+from tests.support.server import host, three_ports
 
 BAD = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: bad}\nspec: {hosst: [x]}\n"
 
@@ -409,10 +409,10 @@ def test_a_write_whose_end_is_not_known_is_found_again() -> None:
 
 def test_a_restart_goes_on_where_it_was() -> None:
     async def main() -> None:
-        store = MemoryStore()
-        async with World(0, store) as (plane, _):
+        store, bind = MemoryStore(), f"tcp://127.0.0.1:{three_ports()}"
+        async with World(0, store, bind=bind) as (plane, _):
             await put(plane, "one")
-            head, bind = plane.head(), plane.publisher.address
+            head = plane.head()
         async with World(1, store, bind=bind) as (plane, crew):
             assert plane.head() == head
             assert (await put(plane, "one")).version == 1, "it knows what it has"
@@ -423,12 +423,11 @@ def test_a_restart_goes_on_where_it_was() -> None:
 
 def test_a_new_epoch_makes_proxies_take_an_older_version() -> None:
     async def main() -> None:
-        new, old = MemoryStore(), MemoryStore()
-        async with World(1, new) as (plane, crew):
+        new, old, bind = MemoryStore(), MemoryStore(), f"tcp://127.0.0.1:{three_ports()}"
+        async with World(1, new, bind=bind) as (plane, crew):
             for name in ("one", "two", "three"):
                 await put(plane, name)
             await until(lambda: crew.serve(3), "it is served")
-            bind = plane.publisher.address
             await plane.close()
             await old.open()
             old._head = Head(plane.head().epoch)  # a backup of the same store

@@ -7,7 +7,6 @@ import http.client
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .proxy import ROOT, free_port
+from .server import three_ports
 
 EVERYTHING = """
 apiVersion: networking.istio.io/v1
@@ -60,7 +60,7 @@ class Serve:
         environment: dict[str, str] | None = None,
     ) -> None:
         self.store, self.flags, self.wrap = store, list(flags), list(wrap)
-        self.publish = f"tcp://{host}:{_three_ports()}"
+        self.publish = f"tcp://{host}:{three_ports()}"
         self.api = free_port()
         self._environment = environment or {}
         self._process: subprocess.Popen[str] | None = None
@@ -219,17 +219,6 @@ class Traffic:
             fresh.close()
             self._ended.wait(0.004)
         kept.close()
-
-
-def _three_ports() -> int:
-    """A port that is free, as are the two above it: snapshot and answer lane."""
-    while True:
-        port = free_port()
-        with contextlib.suppress(OSError, OverflowError):
-            for other in (port + 1, port + 2):
-                with socket.create_server(("127.0.0.1", other)):
-                    pass
-            return port
 
 
 def _children(pid: int) -> list[int]:
