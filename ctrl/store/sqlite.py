@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ctrl.model import Candidate, Change, Contents, Draft, Entry, Head, Identity, Resource, StoreError
 from ctrl.store import packed, rules
 from ctrl.store.bell import Bell
-from ctrl.store.sqlite_file import in_words, open_file, transaction
+from ctrl.store.sqlite_file import check_there, identity, in_words, open_file, transaction
 
 LOOK_SECONDS = 0.25  # between two looks for versions of other processes
 _COLUMNS = "kind, namespace, name, text, file, line, created, place, version"
@@ -33,6 +33,7 @@ class SqliteStore:
         if not self.path.name:
             raise ValueError(f"{url!r}: write sqlite:///PATH; PATH names a file")
         self._connection: sqlite3.Connection | None = None
+        self._file = (0, 0)  # that was opened
         self._thread: ThreadPoolExecutor | None = None
         self._bell = Bell()
 
@@ -45,6 +46,7 @@ class SqliteStore:
         self._thread = ThreadPoolExecutor(1, "store")
         try:
             self._connection = await self._in_thread(lambda: open_file(self.path))
+            self._file = identity(self.path)
         except BaseException:
             self._thread.shutdown(wait=False)
             self._thread = None
@@ -174,6 +176,7 @@ class SqliteStore:
     async def _write(self, work: Work[T]) -> T:
         def one(db: sqlite3.Connection) -> T:
             with transaction(db):
+                check_there(self.path, self._file)
                 return work(db)
 
         try:

@@ -77,6 +77,25 @@ def open_file(path: Path) -> sqlite3.Connection:
         raise
 
 
+def identity(path: Path) -> tuple[int, int]:
+    """Which file of this machine has this name now; (0, 0): none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return status.st_dev, status.st_ino
+
+
+def check_there(path: Path, opened: tuple[int, int]) -> None:
+    """SQLite would go on writing to a file that has no name any more, and all of it would be lost. Raises
+    StoreError."""
+    if identity(path) != opened:
+        raise StoreError(
+            f"{path}: the file was deleted, moved or replaced while it was in use: put it back, or restart "
+            "to use the one that is there now; nothing was changed, reads go on"
+        )
+
+
 @contextmanager
 def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[sqlite3.Connection]:
     """All of it or nothing. IMMEDIATE: the right to write is taken first, so that nobody comes between."""

@@ -409,3 +409,29 @@ async def test_a_store_paused_in_a_write_is_whole_for_the_others(tmp_path: Path)
             await store.close()
         finally:
             writer.kill()
+
+
+# --- another file in its place ---
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+@on_loop
+async def test_a_file_that_went_is_not_written_to(how: str, tmp_path: Path) -> None:
+    """A backup is put in the place of a store that is served: SQLite goes on with the file that has no name,
+    says that every commit was done, and all of them are gone at the next start."""
+    path, aside = tmp_path / "s.db", tmp_path / "aside.db"
+    store = await filled(path)
+    if how == "replaced":
+        shutil.copy(path, aside)
+        aside.replace(path)
+    elif how == "moved":
+        path.rename(aside)
+    else:
+        path.unlink()
+    with pytest.raises(StoreError, match="deleted, moved or replaced while it was in use.*restart"):
+        await store.commit(3, draft(put("x", "y")))
+    assert (await store.head()).version == 3 and len(await store.contents()) == 3
+    if how == "moved":
+        aside.rename(path)
+        assert (await store.commit(3, draft(put("x", "y")))).version == 4
+    await store.close()
