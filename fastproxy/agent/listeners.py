@@ -149,6 +149,7 @@ class Listeners:
     def __init__(self) -> None:
         self.open: dict[str, Open] = {}
         self.errors: dict[str, ListenError] = {}
+        self._ended = False
 
     def __repr__(self) -> str:
         return f"<Listeners: {len(self.open)} open, {len(self.errors)} failed>"
@@ -164,6 +165,8 @@ class Listeners:
         """Open what the table has and is not open; the new sockets. Failures are in ``errors``."""
         self.errors = {}
         opened: dict[str, socket.socket] = {}
+        if self._ended:
+            return opened
         for name, row in table.items():
             if name in self.open:
                 continue
@@ -178,6 +181,8 @@ class Listeners:
         return opened
 
     def close_all(self) -> None:
+        """For good: a version that comes while the workers drain must not open a port that nobody serves."""
+        self._ended = True
         for name in list(self.open):
             self.close(name)
 
