@@ -44,7 +44,7 @@ class Orders:
         self._monotonic = monotonic
         self._standing: dict[Place, Standing] = {}
         self._clusters: dict[str, int] = {}
-        self.offset_ms = 0  # the control plane's clock minus ours
+        self.offset_ms = 0  # the control plane's clock minus ours, as far as it is known
 
     def __repr__(self) -> str:
         return f"<Orders: {len(self._standing)} standing>"
@@ -71,10 +71,20 @@ class Orders:
         self._standing = wanted
         self._clusters = dict(clusters)
 
+    def learn(self, offset_ms: int) -> None:
+        """What the control plane's clock says, for orders that were there before it was known: a snapshot
+        comes before the first heartbeat, and the last good version long before."""
+        self.offset_ms = offset_ms
+        for place, order in self._standing.items():
+            order.until_us = self._end(order.until_ms, order.for_ms)
+            self._write(place, order.slot, ORDERS.index(order.state), order.until_us)
+
     def report(self) -> list[list[Any]]:
         """Rows [name, state, order, until_ms, rejected] of the breakers that are not simply CLOSED, for
-        ``wire.Report`` and /breakers. An endpoint's name is ``service|address``; rejected is a cluster's."""
-        return list(self._rows(every=False))[:MAX_REPORTED]
+        ``wire.Report`` and /breakers; those with an order or another state first. An endpoint's name is
+        ``service|address``; rejected is a cluster's."""
+        rows = sorted(self._rows(every=False), key=lambda row: row[1] == "CLOSED" and not row[2])
+        return rows[:MAX_REPORTED]
 
     def describe(self) -> list[list[Any]]:
         """The same of all breakers."""
@@ -88,9 +98,13 @@ class Orders:
         if old and (old.state, old.until_ms, old.for_ms) == given:
             until_us = old.until_us
         else:
-            left = order["until"] - (self._wall() * 1000 + self.offset_ms)
-            until_us = int((self._monotonic() * 1000 + min(max(left, 0), order["for"])) * 1000)
+            until_us = self._end(order["until"], order["for"])
         wanted[place] = Standing(*given, until_us, slot)
+
+    def _end(self, until_ms: int, for_ms: int) -> int:
+        """As a moment of CLOCK_MONOTONIC, in microseconds."""
+        left = until_ms - (self._wall() * 1000 + self.offset_ms)
+        return int((self._monotonic() * 1000 + min(max(left, 0), for_ms)) * 1000)
 
     def _write(self, place: Place, slot: int, order: int, until_us: int) -> None:
         write = self._live.order_endpoint if place[1] else self._live.order_cluster

@@ -112,3 +112,34 @@ def test_an_order_that_is_none(live: Live, state: int) -> None:
         live.order_cluster(0, state, 1)
     with pytest.raises(IndexError):
         live.order_endpoint(8, 1, 1)
+
+
+def test_what_came_before_the_clock_of_the_control_plane_ends_by_it_all_the_same(live: Live) -> None:
+    """A proxy whose clock is an hour ahead starts: the snapshot with an order comes before the first
+    heartbeat. By its own clock the order had lapsed, and the cluster went on getting requests."""
+    clocks = Clocks()
+    clocks.wall += 3600
+    orders = clocks.orders(live)
+    orders.apply({NAME: {"order": order("open", 600)}}, {NAME: 3}, {})
+    assert word(live, "cluster") == ("open", 50_000_000)  # over as soon as it began
+    clocks.monotonic += 2
+    clocks.wall += 2
+    orders.learn(-3600 * SECOND)
+    assert word(live, "cluster") == ("open", (50 + 600) * 1_000_000)
+    clocks.wall += 100_000  # a jump after that changes nothing
+    orders.apply({NAME: {"order": order("open", 600)}}, {NAME: 3}, {})
+    assert word(live, "cluster") == ("open", (50 + 600) * 1_000_000)
+
+
+def test_of_too_many_rows_those_with_an_order_are_reported(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = Clocks()
+    orders = clocks.orders(live)
+    key = "outbound|80||last"
+    orders.apply({key: {"order": order("open", 60)}}, {NAME: 1, key: 2}, {})
+    monkeypatch.setattr("fastproxy.agent.orders.MAX_REPORTED", 1)
+    monkeypatch.setattr(
+        orders, "_rows", lambda every: iter([[NAME, "CLOSED", "", 0, 9], [key, "CLOSED", "open", 1, 0]])
+    )
+    assert orders.report() == [[key, "CLOSED", "open", 1, 0]]
