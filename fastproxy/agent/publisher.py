@@ -209,8 +209,13 @@ class Publisher:
     async def _swap(self, made: Published, before: Published | None) -> None:
         """Sockets, orders, workers; PlanRefused after going back."""
         made.outcome = outcome = await self._give(made)
-        if outcome.rejected and before:
-            await self._give(before)
+        if outcome.rejected:
+            if before:
+                await self._give(before)
+            else:
+                self._close(list(self.listeners.open))
+                self._orders.apply({}, {}, {})
+                self._supervisor.withdraw()
             worker, reason = next(iter(outcome.rejected.items()))
             raise PlanRefused(f"worker {worker} rejected the plan: {reason}")
         self.current = made

@@ -6,9 +6,19 @@ import types
 import typing
 from collections.abc import Iterable
 from functools import cache
-from typing import Any, Literal, NotRequired, Required, get_args, get_origin, get_type_hints, is_typeddict
+from typing import (
+    Any,
+    Literal,
+    NotRequired,
+    Required,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
 
-from fastproxy.tables import FORMAT, Tables, VirtualHost
+from fastproxy.tables import FORMAT, Endpoint, Tables, VirtualHost
 
 MAX_NUMBER = 2**31 - 1
 MAX_NAME = 255  # of a listener, as a worker keeps it
@@ -57,6 +67,18 @@ def check_rows(tables: Tables, keys: Iterable[tuple[str, str]]) -> None:
                 _check_listener_name(key)
             elif table == "routes":
                 _check_actions(key, rows[key])
+
+
+def check_endpoint(key: str, row: object) -> None:
+    """One row of endpoints as it is sent, see :mod:`fastproxy.rows`: what is deleted later is found by its
+    key. Raises ShapeError."""
+    _check(key, str, "tables.endpoints, key")
+    _check(row, Endpoint, f"tables.endpoints[{_shown(key)}]")
+    endpoint = cast(Endpoint, row)
+    name = f"{endpoint['address']}:{endpoint['port']}"
+    service, _, given = key.partition(" ")
+    if not service or (given != name and not given.startswith(name + "#")):
+        raise ShapeError(f"tables.endpoints[{_shown(key)}] is the endpoint {_shown(name)}")
 
 
 def _check_listener_name(key: str) -> None:

@@ -16,6 +16,7 @@ from fastproxy.settings import Settings
 from fastproxy.tables import Tables
 
 LISTENER_RETRY = 1.0
+FAULTS = (ValueError, OSError, MemoryError)  # of one version: the one before goes on
 BAD, CONFLICT = 400, 409
 
 
@@ -107,8 +108,11 @@ class Source(ABC):
                     continue
                 try:
                     await self._publish(now.tables)
-                except ValueError as e:
-                    log.error(f"names resolved anew, but: {e}", do=f"version {now.version} goes on")
+                except FAULTS as e:
+                    log.error(
+                        f"names resolved anew, but: {e or type(e).__name__}",
+                        do=f"version {now.version} goes on",
+                    )
 
     async def _retry_listeners(self) -> None:
         while True:

@@ -17,21 +17,20 @@ from fastproxy.agent.last_good import INTERVAL, Kept, LastGood, folder_of
 from fastproxy.agent.metrics import Text
 from fastproxy.agent.orders import Orders
 from fastproxy.agent.publisher import Prepared, Published, Publisher
-from fastproxy.agent.shape import check_rows
-from fastproxy.agent.source import CONFLICT, Answer, Source, StartError
+from fastproxy.agent.shape import check_endpoint, check_rows
+from fastproxy.agent.source import CONFLICT, FAULTS, Answer, Source, StartError
 from fastproxy.agent.telemetry import Telemetry
 from fastproxy.keys import Curve, load_client_key
 from fastproxy.link import ApplierAction, Link
 from fastproxy.oneline import add_mesh
-from fastproxy.rows import ENDPOINTS, Changes, Rows, patched
+from fastproxy.rows import ENDPOINTS, Changes, Rows, patched, unpack_row
 from fastproxy.settings import Settings
 from fastproxy.sync import Apply, Done, Drop, Prepare, Say, Settle, State
 from fastproxy.tables import Listener, Tables, empty
 from fastproxy.wire import Attributes
 
-INLINE = 200  # rows that are unpacked at once; more go to the thread that compiles
+CLOCK_AGAIN = 1.0  # seconds between two looks for the first word of the publisher's clock
 LINK_AGAIN = 5.0  # seconds until a link that failed is made anew
-FAULTS = (ValueError, OSError, MemoryError)  # of one version: the one before goes on
 
 
 @dataclass(slots=True)
@@ -110,7 +109,7 @@ class Subscriber(Source):
 
     async def run(self) -> None:
         assert self._linked
-        await asyncio.gather(super().run(), self._linked)
+        await asyncio.gather(super().run(), self._linked, self._learn_clock())
 
     async def close(self) -> None:
         if self._linked:
@@ -143,10 +142,17 @@ class Subscriber(Source):
                 what = f"the link to the control plane failed: {type(e).__name__}: {e}"
                 log.error(what, self.source, f"please report it; trying again in {LINK_AGAIN:g} s")
             await asyncio.sleep(LINK_AGAIN)
-            before = self._link.sync
+            before, offset_ms = self._link.sync, self._link.clock_offset_ms
             self._link = self._new_link()
+            self._link.clock_offset_ms = offset_ms
             if before.version:
                 self._link.restore(before.epoch, before.version, before.rows)
+
+    async def _learn_clock(self) -> None:
+        """Orders that came before the publisher's clock was known end by it all the same."""
+        while not self._link.clock_offset_ms:
+            await asyncio.sleep(CLOCK_AGAIN)
+        self._orders.learn(self._link.clock_offset_ms)
 
     def _on_say(self, said: Say) -> None:
         goes_on = f"version {self._serving.version} goes on" if self._serving else "nothing serves yet"
@@ -283,10 +289,8 @@ class Subscriber(Source):
     async def _decode(self, version: Version) -> Tables:
         """Its tables, with our own listener. Raises ValueError."""
         if version.behind:
-            if len(version.behind) > INLINE:
-                tables = await self._publisher.in_thread(decoded, version.tables, version.behind)
-            else:
-                tables = decoded(version.tables, version.behind)
+            # also where little has changed: the endpoints of its service may be many
+            tables = await self._publisher.in_thread(decoded, version.tables, version.behind)
             version.tables, version.behind = tables, Changes()
         if self._mesh is None:
             return version.tables
@@ -381,15 +385,12 @@ class Subscriber(Source):
 
 def decoded(tables: Tables, changes: Changes) -> Tables:
     """New tables with these changes, and their rows checked. Raises ValueError."""
+    for key, row in changes.puts.get(ENDPOINTS, {}).items():  # not all of a service where one has changed
+        check_endpoint(key, unpack_row(ENDPOINTS, key, row))
     made = patched(tables, changes)
-    touched = changes.keys()
-    check_rows(made, {(table, _key(table, row)) for table, row in touched})
+    places = changes.keys()
+    check_rows(made, (place for place in places if place[0] != ENDPOINTS))
     return made
-
-
-def _key(table: str, row: str) -> str:
-    """Where a row is in its table: endpoints of one service are parted on the wire only."""
-    return row.partition(" ")[0] if table == ENDPOINTS else row
 
 
 def joined(first: Changes, then: Changes) -> Changes:

@@ -97,6 +97,10 @@ class Supervisor:
             [w.index for w in self._pending(version)],
         )
 
+    def withdraw(self) -> None:
+        """There is no plan: whoever is born waits for one."""
+        self._plan = None
+
     def listen(self, name: str, sock: socket.socket) -> None:
         self._listeners[name] = sock
         for worker in self.workers:

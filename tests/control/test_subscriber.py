@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -43,6 +44,7 @@ class NoWorkers:
         self.served: list[int] = []
         self.reject: set[int] = set()
         self.names: list[str] = []
+        self.withdrawn = 0
 
     async def publish(self, version: int, fd: int) -> Outcome:
         os.fstat(fd)
@@ -50,11 +52,15 @@ class NoWorkers:
         rejected = {0: "not today"} if version in self.reject else {}
         return Outcome(version, 0.001, 7, rejected)
 
+    def withdraw(self) -> None:
+        self.withdrawn += 1
+
     def listen(self, name: str, sock: socket.socket) -> None:
         self.names.append(name)
 
     def unlisten(self, name: str) -> None:
-        self.names.remove(name)
+        if name in self.names:  # as the Supervisor, which forgets a name that it never heard
+            self.names.remove(name)
 
 
 class Agent:
@@ -320,6 +326,22 @@ def test_a_plan_that_a_worker_rejects_is_taken_back(tmp_path: Path) -> None:
     run(body, tmp_path)
 
 
+def test_a_first_plan_that_is_rejected_does_not_count_as_served(tmp_path: Path) -> None:
+    """With no plan to go back to, the control plane was told that it serves."""
+
+    async def body(folder: Path) -> None:
+        async with started(folder, listen=f"unix://{folder}/s") as agent:
+            agent.workers.reject = {1}
+            ((_, _, error),) = await agent.do(apply(1, agent.changes(A)))
+            assert error == "worker 0 rejected the plan: not today"
+            assert agent.publisher.current is None and plans() == 0
+            assert agent.workers.withdrawn == 1 and not agent.publisher.listeners.open
+            assert await agent.do(apply(1, None)) == [(Apply, 1, "")]
+            assert agent.workers.served == [1, 2] and agent.workers.names == ["mesh"]
+
+    run(body, tmp_path)
+
+
 def listener(path: Path) -> Any:
     return {"address": f"unix://{path}", "port": 0, "protocol": "HTTP"}
 
@@ -366,6 +388,62 @@ def test_ten_thousand_routes_do_not_hold_up_the_loop(tmp_path: Path) -> None:
             assert longest < 0.25, longest
 
     run(body, tmp_path)
+
+
+def test_one_endpoint_of_many_does_not_hold_up_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All endpoints of a service were checked again on the loop, where one of them had changed: 225 ms."""
+
+    def many(weight: int) -> Tables:
+        tables = to_endpoint(1)
+        tables["endpoints"]["s|80"] = [
+            {"address": f"10.0.{n >> 8}.{n & 255}", "port": 80, "weight": 1 + weight * (n == 7), "labels": {}}
+            for n in range(20_000)
+        ]
+        return tables
+
+    async def body(folder: Path) -> None:
+        async with started(folder) as agent:
+            agent.changes(many(0))
+            assert await agent.do(apply(1, None)) == [(Apply, 1, "")]
+            changes = agent.changes(many(1))
+            assert len(changes) == 1
+            checked: list[str] = []
+            real = subscriber.check_endpoint
+
+            def counted(key: str, row: object) -> None:
+                checked.append(key)
+                real(key, row)
+
+            monkeypatch.setattr(subscriber, "check_endpoint", counted)
+            assert await agent.do(apply(2, changes)) == [(Apply, 2, "")]
+            assert checked == ["s|80 10.0.0.7:80"]
+            assert agent.serves()["endpoints"]["s|80"] == agent.rows.unpack()["endpoints"]["s|80"]
+
+    run(body, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "endpoint", "says"),
+    [
+        ("s|80 1.2.3.4:5", {"address": "1.2.3.4", "port": 6}, "is the endpoint '1.2.3.4:6'"),
+        ("s|80 1.2.3.4:55", {"address": "1.2.3.4", "port": 5}, "is the endpoint '1.2.3.4:5'"),
+        (" 1.2.3.4:5", {"address": "1.2.3.4", "port": 5}, "is the endpoint '1.2.3.4:5'"),
+        ("s|80 1.2.3.4:5", {"address": "1.2.3.4", "port": 70_000}, "70000 is not between 0 and 65535"),
+        ("s|80\n 1.2.3.4:5", {"address": "1.2.3.4", "port": 5}, "line break"),
+        ("s|80 1.2.3.4:5", {"address": "1.2.3.4", "port": 5}, ""),
+        ("s|80 1.2.3.4:5#2", {"address": "1.2.3.4", "port": 5}, ""),
+    ],
+)
+def test_an_endpoint_under_a_false_name_is_refused(key: str, endpoint: dict[str, Any], says: str) -> None:
+    """It could not be found again by the delete of its key."""
+    changes = Changes({"endpoints": {key: pack_row({**endpoint, "weight": 1, "labels": {}})}})
+    if says:
+        with pytest.raises(ValueError, match=re.escape(says)):
+            decoded(empty(), changes)
+    else:
+        assert len(decoded(empty(), changes)["endpoints"]["s|80"]) == 1
 
 
 def test_steps_that_are_joined_are_one_step() -> None:
