@@ -401,6 +401,50 @@ def test_garbage_for_an_answer_fails_the_ask_and_elsewhere_does_not() -> None:
     assert len(rig.asks) == 2
 
 
+def test_a_new_announce_while_an_ask_is_open_asks_again() -> None:
+    rig = Rig()
+    rig.hear(head(6))
+    rig.hear(HELLO)
+    assert len(rig.asks) == 2
+    rig.hear(snapshot(6, rig.asks[0][1].id))
+    rig.holds(5)
+
+
+def test_who_refused_an_ask_is_asked_again() -> None:
+    rig = Rig(publishers=2)
+    rig.hear(HELLO, 1)
+    rig.hear(Refused(reason="no role yet", id=rig.ask.id), 1)
+    rig.wait(RETRY_MIN)
+    rig.hear(head(5), 1)
+    assert [peer for peer, _ in rig.asks] == [1, 1]
+
+
+def test_an_answer_with_other_rows_is_not_taken_when_somebody_agrees_with_us() -> None:
+    rig = Rig(publishers=2)
+    rig.hear(HELLO, 1)
+    other = Snapshot(epoch=1, version=5, hash=rows(99).hash, id=rig.ask.id, rows=rows(99).tables)
+    rig.hear(other, 1)
+    rig.holds(5)
+    assert "disagrees with tcp://p0" in rig.said
+
+
+def test_who_had_other_rows_and_is_older_now_is_not_asked() -> None:
+    rig = Rig()
+    rig.hear(head(5, hash=rows(99).hash))
+    rig.hear(head(4, id=rig.ask.id))
+    rig.beat(head(4), 2)
+    assert len(rig.asks) == 1
+
+
+def test_after_a_lie_that_was_cleared_up_a_range_is_enough() -> None:
+    rig = Rig()
+    rig.hear(step(6, changes=Changes()))
+    rig.hear(head(5))
+    rig.wait(RETRY_MIN)
+    rig.hear(head(6))
+    assert rig.ask.version == 5
+
+
 # --- how it went ---
 
 
@@ -419,6 +463,16 @@ def test_a_version_that_cannot_be_served() -> None:
     assert rig.sync.error == ""
 
 
+def test_what_cannot_be_served_is_not_live_after_a_silence() -> None:
+    rig = Rig()
+    rig.hear(step(6))
+    rig.did(6, "no room")
+    rig.wait(BEATS + 1)
+    assert rig.sync.state is State.STALE
+    rig.hear(head(6))
+    assert rig.sync.state is State.REJECTED
+
+
 def test_a_version_that_could_not_be_served_is_tried_again() -> None:
     rig = Rig()
     rig.hear(step(6))
@@ -435,6 +489,18 @@ def test_a_version_that_could_not_be_served_is_tried_again() -> None:
     assert len(rig.of(Apply)) == 2
     rig.did(6)
     assert rig.sync.state is State.LIVE
+
+
+def test_a_new_version_is_tried_again_as_soon_as_the_first() -> None:
+    rig = Rig()
+    rig.hear(step(6))
+    for _ in range(6):
+        rig.did(6, "no memory")
+    rig.hear(step(7))
+    rig.did(7, "no memory")
+    rig.log.clear()
+    rig.beat(head(7), UNFIT_MIN + 1)
+    assert rig.of(Apply) == [Apply(7, rows(7).hash, None)]
 
 
 def test_what_is_told_about_an_epoch_that_is_over() -> None:

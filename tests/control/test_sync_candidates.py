@@ -19,7 +19,7 @@ from fastproxy.wire import (
     WHOLE,
     lot,
 )
-from tests.control.told import Rig, head, rows, step
+from tests.control.told import HELLO, Rig, head, rows, step
 
 
 def test_prepared_stepped_and_settled() -> None:
@@ -176,3 +176,24 @@ def test_a_candidate_whose_rows_lie_is_no_gap() -> None:
     assert rig.sync.garbage == 1
     assert rig.sync.state is State.LIVE
     assert not rig.asks
+
+
+def test_an_answer_that_names_a_candidate_is_not_asked_about() -> None:
+    rig = Rig()
+    rig.hear(HELLO)
+    rig.hear(head(5, candidate=6, candidate_hash=rows(6).hash, id=rig.ask.id))
+    assert len(rig.asks) == 1, "its update comes right behind"
+    rig.propose(6)
+    rig.hear(head(5, candidate=6, candidate_hash=rows(6).hash))
+    assert len(rig.asks) == 1
+
+
+def test_a_candidate_that_cannot_be_flipped_and_is_settled_anyway() -> None:
+    rig = Rig()
+    rig.propose(6, share=WHOLE)
+    rig.prepared(6)
+    rig.did(6, "a worker died")
+    assert rig.answers[-1].result == "rejected"
+    assert rig.sync.state is State.LIVE, "the base serves"
+    rig.hear(head(6))
+    assert rig.of(Apply) == [Apply(6, rows(6).hash, step(6).changes)]
