@@ -64,6 +64,8 @@ AT_A_TURN = 50  # answers between two looks at the loop
 JITTER_EACH, JITTER_MOST = 1, 2000  # ms
 JUST_JOINED = 5.0  # seconds
 REPORTS_A_SECOND = 2000  # of all proxies: with more of them each reports less often
+CROWD = 100  # proxies; more of them answer a version one after the other, not all at once
+ANSWERS_A_SECOND = 20_000
 LINES_A_MINUTE = 30
 
 _log = logging.getLogger("fastproxyctl")
@@ -226,6 +228,11 @@ class Downstream:
         seconds = self.base_report if self.open_report is None else max(self.open_report, fewest)
         return max(int(1000 * seconds), self.least_report_ms)
 
+    @property
+    def spread_ms(self) -> int:
+        """Over which proxies spread their answers to a version: none until there are many."""
+        return int(1000 * len(self._ears) / ANSWERS_A_SECOND) if len(self._ears) > CROWD else 0
+
     def publish(self, frames: Sequence[bytes]) -> None:
         """To everybody who subscribed to the topic, the first frame."""
         if self._lanes:
@@ -234,7 +241,9 @@ class Downstream:
     def beat(self, view: View) -> None:
         """A heartbeat to one view."""
         if view.feed:
-            head = view.feed.heartbeat(now_ms=self.now_ms(), report_ms=self.report_ms)
+            head = view.feed.heartbeat(
+                now_ms=self.now_ms(), report_ms=self.report_ms, spread_ms=self.spread_ms
+            )
             self.publish([view.feed.topic, *head])
 
     async def beat_all(self) -> None:

@@ -232,7 +232,7 @@ class Feed:
 
     # --- what is sent ---
 
-    def heartbeat(self, *, now_ms: int, report_ms: int, id: int = 0) -> list[bytes]:
+    def heartbeat(self, *, now_ms: int, report_ms: int, spread_ms: int = 0, id: int = 0) -> list[bytes]:
         """The frames of the Heartbeat, without topic."""
         candidate = self.candidate
         return encode(
@@ -246,6 +246,7 @@ class Feed:
                 share=candidate.share if candidate else 0,
                 now_ms=now_ms,
                 report_ms=report_ms,
+                spread_ms=spread_ms,
                 id=id,
             )
         )

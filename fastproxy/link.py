@@ -25,6 +25,7 @@ from fastproxy.wire import (
     MAX_BODY,
     PROTOCOL,
     Announce,
+    Answer,
     Answers,
     Ask,
     Attributes,
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from fastproxy.keys import Curve
 
 PROBE_AGAIN = 5.0  # seconds without a word until a publisher is asked anew who it is, or connected to anew
+MAX_SPREAD = 30.0  # seconds that answers wait at most
+MAX_ANSWERED = 100  # answers that wait; a report says what older ones would
 WAITING = 32  # updates that wait to be read; more wait at the publisher, and then they are a gap
 MAX_REFUSAL = 64 * 1024  # bytes: all that comes on the answer lane
 QUEUE = 1000  # actions that wait for the applier; more are made one
@@ -204,6 +207,7 @@ class Link:
             if message.now_ms:
                 self.clock_offset_ms = message.now_ms - time.time_ns() // 1_000_000
             end.report_every(message.report_ms)
+            end.spread = min(message.spread_ms / 1000, MAX_SPREAD)
         self._do(self.sync.on_message(peer, message, now))
         self._plan(now)
 
@@ -268,6 +272,9 @@ class _End:
         self.asks: Readable | None = None
         self.answers: Readable | None = None
         self.report_ms = 0
+        self.spread = 0.0  # seconds over which the answers of all proxies are spread
+        self.answered: list[Answer] = []  # not sent yet
+        self.answerer: asyncio.TimerHandle | None = None
         self.reporter: asyncio.TimerHandle | asyncio.Handle | None = None
         self.well = False  # the connection stands
         self.fresh = True  # it is another than the one that the lanes were made for
@@ -284,8 +291,9 @@ class _End:
         return open_socket(self.link._context, kind, curve=self.link._curve, max_message=most, queue=queue)
 
     def close(self) -> None:
-        if self.reporter:
-            self.reporter.cancel()
+        for timer in (self.reporter, self.answerer):
+            if timer:
+                timer.cancel()
         with contextlib.suppress(zmq.ZMQError):
             self.publish.socket.disable_monitor()
         for readable in (self.monitor, self.publish, self.asks, self.answers):
@@ -360,9 +368,22 @@ class _End:
 
     def send(self, message: Ask | Answers) -> None:
         """What finds its queue full is dropped: asks are repeated, and reports say what answers said."""
-        lane = self.asks if isinstance(message, Ask) else self.answers
-        if lane:
-            lane.send(encode(message))
+        if isinstance(message, Ask):
+            if self.asks:
+                self.asks.send(encode(message))
+            return
+        self.answered = [*self.answered, *message.answers][-MAX_ANSWERED:]
+        if not self.spread:
+            self.answer()
+        elif self.answerer is None:  # else all proxies would answer a version in the same moment
+            wait = self.spread * self.link._random.random()
+            self.answerer = self.link._loop.call_later(wait, self.answer)
+
+    def answer(self) -> None:
+        self.answerer = None
+        answers, self.answered = self.answered, []
+        if self.answers and answers:
+            self.answers.send(encode(Answers(answers=answers)))
 
     def report_every(self, milliseconds: int) -> None:
         if milliseconds and milliseconds != self.report_ms:

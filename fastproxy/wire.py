@@ -37,6 +37,7 @@ MAX_WINDOW = 8 * 1024 * 1024  # of zstd: what a reader must set aside
 MAX_TEXT = 4096  # of a name or a reason
 COMPRESS_FROM = 1024  # smaller bodies are not worth it
 WHOLE = 1 << 32  # the share that is everybody
+MAX_INT = 1 << 63
 VIEW_BYTES = 8
 
 
@@ -138,8 +139,9 @@ class Heartbeat:
     epoch, version, hash: the newest decided version and its rows. decided: every version number up to it is
     either part of the history or void; a candidate above it is open. candidate: its version, 0 for none; a
     proxy whose lot is below ``share`` serves it. So commit, next stage and abort are a heartbeat, and a lost
-    one is healed by the next. now_ms: the publisher's clock, Unix milliseconds. id: answers the Ask with this
-    number.
+    one is healed by the next. now_ms: the publisher's clock, Unix milliseconds. spread_ms: each proxy waits a
+    random time up to this before it answers a version, so that a thousand answers do not come in one moment.
+    id: answers the Ask with this number.
     """
 
     t: ClassVar[str] = "head"
@@ -152,6 +154,7 @@ class Heartbeat:
     share: int = 0
     now_ms: int = 0
     report_ms: int = 0
+    spread_ms: int = 0
     id: int = 0
 
 
@@ -343,7 +346,10 @@ def decode(frames: Sequence[bytes], allowed: Sequence[type[Any]] = ()) -> Messag
         if f.body:
             body_field = f.name
         elif f.name in header:
-            values[f.name] = _field(header[f.name], f, f"{kind.t}.{f.name}")
+            value = header[f.name]
+            if f.kind is not int or f.port or type(value) is not int or not 0 <= value < MAX_INT:
+                value = _field(value, f, f"{kind.t}.{f.name}")  # the plain number is what comes most
+            values[f.name] = value
         elif f.needed:
             raise WireError(f"{kind.t}.{f.name} is missing")
     if bool(body_field) != (len(frames) == 2):
@@ -558,7 +564,7 @@ _FIELDS = {kind: tuple(map(_Field.of, fields(kind))) for kind in TYPES.values()}
 def _want(value: Any, kind: type, where: str) -> None:
     if type(value) is not kind:
         raise WireError(f"{where} is not {kind.__name__}")
-    if isinstance(value, int) and not 0 <= value < 1 << 63:
+    if isinstance(value, int) and not 0 <= value < MAX_INT:
         raise WireError(f"{where} is out of range")
     if kind is str and not _is_text(value):
         raise WireError(f"{where} is longer than {MAX_TEXT} characters, or holds control characters")

@@ -128,7 +128,15 @@ def second_reader(frames: list[bytes]) -> dict[str, Any]:
     header = msgpack.unpackb(frames[0])
     defaults = {
         "announce": {"protocol": 1, "jitter_ms": 0},
-        "head": {"candidate": 0, "candidate_hash": b"", "share": 0, "now_ms": 0, "report_ms": 0, "id": 0},
+        "head": {
+            "candidate": 0,
+            "candidate_hash": b"",
+            "share": 0,
+            "now_ms": 0,
+            "report_ms": 0,
+            "spread_ms": 0,
+            "id": 0,
+        },
         "update": {"format": 1, "candidate": False, "share": 0, "zstd": False, "sent_us": 0, "id": 0},
         "snapshot": {"format": 1, "zstd": False, "id": 0},
         "ask": {"protocol": 1, "epoch": 0, "version": 0, "hash": b""},
