@@ -13,7 +13,7 @@ from typing import Any
 
 from fastproxy import __version__
 from fastproxy.agent import log
-from fastproxy.agent.last_good import INTERVAL, Kept, LastGood, folder_of
+from fastproxy.agent.last_good import Kept, LastGood, folder_of
 from fastproxy.agent.metrics import Text
 from fastproxy.agent.orders import Orders
 from fastproxy.agent.publisher import Prepared, Published, Publisher
@@ -73,8 +73,6 @@ class Subscriber(Source):
         self._candidate: Version | None = None
         self._serving: Version | None = None
         self._kept: tuple[int, int, bytes] = (0, 0, b"")
-        self._kept_at = float("-inf")
-        self._keep_timer: asyncio.TimerHandle | None = None
         self._first: asyncio.Future[Published] | None = None
         self._linked: asyncio.Task[None] | None = None
         self._curve: Curve | None = None
@@ -117,9 +115,6 @@ class Subscriber(Source):
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await self._linked
         if self._last_good:
-            self._keep(now=True)
-            if self._keep_timer:
-                self._keep_timer.cancel()
             await asyncio.get_running_loop().run_in_executor(None, self._last_good.close)
 
     def _new_link(self) -> Link:
@@ -168,7 +163,7 @@ class Subscriber(Source):
         the last is compiled; where it cannot serve, the ones before it are tried."""
         arrived = time.monotonic()
         anew = any(isinstance(a, Apply) and a.changes is None for a in actions)
-        copy = self._copied(rows) if anew or self._due() else None
+        copy = self._copied(rows) if anew or self._last_good else None
         results: list[tuple[type, Done]] = []
         async with self._lock:
             goals: list[tuple[type, Version]] = []
@@ -205,7 +200,8 @@ class Subscriber(Source):
                 results.append((kind, done))
                 if not done.error:
                     break
-        self._keep(copy)
+        if copy:
+            self._keep(copy)
         return results
 
     def report(self) -> dict[str, Any]:
@@ -298,32 +294,17 @@ class Subscriber(Source):
 
     # --- last good ---
 
-    def _due(self) -> bool:
-        return self._last_good is not None and time.monotonic() - self._kept_at >= INTERVAL
-
     def _copied(self, rows: Rows) -> Kept:
         """As they are now: what is received next changes them."""
         sync = self._link.sync
         tables = {name: dict(some) for name, some in rows.tables.items()}
         return Kept(sync.epoch, sync.version, rows.hash, tables)
 
-    def _keep(self, copy: Kept | None = None, now: bool = False) -> None:
-        """Hand the base to the disk, if it serves and its rows are at hand; more than once a second later."""
-        base, sync = self._base, self._link.sync
-        if self._last_good is None or self._serving is not base:
-            return
-        if copy is None or copy[1:3] != (base.version, base.hash):
-            if (sync.version, sync.rows.hash) != (base.version, base.hash):
-                return  # newer ones are on their way to us
-            if (sync.epoch, sync.version, sync.hash) == self._kept:
-                return
-            copy = self._copied(sync.rows) if now or self._due() else None
-        if self._keep_timer:
-            self._keep_timer.cancel()
-        if copy is None:
-            self._keep_timer = asyncio.get_running_loop().call_later(INTERVAL, self._keep)
-        elif copy[:3] != self._kept:
-            self._kept_at, self._kept = time.monotonic(), copy[:3]
+    def _keep(self, copy: Kept) -> None:
+        """Hand it to the disk, when it is what serves; how often that is written is the disk's affair."""
+        base, new = self._base, copy[:3] != self._kept
+        if self._last_good and new and self._serving is base and copy[1:3] == (base.version, base.hash):
+            self._kept = copy[:3]
             self._last_good.keep(copy)
 
     # --- what is told ---

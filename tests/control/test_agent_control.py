@@ -235,6 +235,23 @@ def test_a_version_that_cannot_serve_is_rejected_and_the_old_one_goes_on(
         wait_kept(proxy, 3)
 
 
+def test_what_serves_is_kept_though_a_version_that_cannot_serve_comes_right_behind_it(
+    control: ControlPlane, state: Path
+) -> None:
+    """It was to be written a second after the one before, and by then its rows were gone."""
+    control.publish(routes(("*", 201)))
+    with Proxy(control=control.address, state=state, node="n") as proxy:
+        wait_kept(proxy, 1)
+        control.publish(routes(("*", 202)))
+        wait_serving(proxy, 2)
+        control.publish(faulty("plan"))
+        until(lambda: told(proxy)["state"] == "REJECTED")
+        wait_kept(proxy, 2)
+        control.kill()
+    with Proxy(control=control.address, state=state, node="n") as proxy:
+        assert status_of(proxy.address) == 202
+
+
 # --- candidates ---
 
 
