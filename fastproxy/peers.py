@@ -16,8 +16,8 @@ RETRY_MIN, RETRY_MAX = 0.5, 15.0  # seconds between two asks of one publisher th
 @dataclass(slots=True)
 class Peer:
     """One publisher. trouble: why it is of no use now. met: it has answered an ask since it announced itself,
-    so it knows our view. older: since when it has been behind us. differs: it has other rows than we for our
-    version. candidate: the open one that it names."""
+    so it knows our view. older: since when it has been behind us. candidate: the open one that it
+    names."""
 
     address: str
     announce: Announce | None = None
@@ -28,7 +28,6 @@ class Peer:
     trouble: str = ""
     met: bool = False
     older: float | None = None
-    differs: bool = False
     candidate: int = 0
     failures: int = 0
     wait: float = float("-inf")  # not to be asked before

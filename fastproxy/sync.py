@@ -194,7 +194,7 @@ class Sync:
                 self.peers[peer].fail(now, self._random)  # that was no help
             return self._behind()
         if head.hash != self.hash:
-            return self._diverged(peer, now)
+            return self._diverged(peer)
         actions = self._current(peer)
         self.decided = max(self.decided, head.decided)
         if not head.id:  # an answer's candidate comes right behind it
@@ -219,7 +219,7 @@ class Sync:
             if update.candidate or theirs < ours:
                 return []  # late, or from one that is behind: its heartbeats tell
             self._note(peer, update.epoch, update.version, update.hash)
-            return self._current(peer) if update.hash == self.hash else self._diverged(peer, now)
+            return self._current(peer) if update.hash == self.hash else self._diverged(peer)
         fits = (update.epoch, update.prev_version, update.prev_hash) == (self.epoch, self.version, self.hash)
         if update.candidate:
             return self._on_candidate(peer, update, now) if fits and self.version else []
@@ -268,10 +268,8 @@ class Sync:
         theirs, ours = (snapshot.epoch, snapshot.version), (self.epoch, self.version)
         if theirs < ours or not snapshot.version:
             return self._older(peer, now)
-        if theirs == ours and snapshot.hash == self.hash:
-            return self._current(peer)
-        if theirs == ours and not question.whole:
-            return self._diverged(peer, now)
+        if theirs == ours:
+            return self._current(peer) if snapshot.hash == self.hash else self._diverged(peer)
         rows = Rows.of(snapshot.rows)
         if rows.hash != snapshot.hash:
             return self._untrue(peer, "the rows of its snapshot do not give its hash", now)
@@ -426,9 +424,7 @@ class Sync:
         speaker = self.peers[peer]
         if now < speaker.wait or not speaker.speaks(now):
             return 0
-        if speaker.differs or (
-            speaker.version and (speaker.epoch, speaker.version) > (self.epoch, self.version)
-        ):
+        if speaker.version and (speaker.epoch, speaker.version) > (self.epoch, self.version):
             return _AHEAD
         if not speaker.met:
             return _UNMET
@@ -465,13 +461,15 @@ class Sync:
         """It speaks and is not behind us, or is so for a moment only, as a replica may be."""
         if not peer.version or not peer.speaks(now):
             return False
-        if (peer.epoch, peer.version) >= (self.epoch, self.version):
+        if (peer.epoch, peer.version) == (self.epoch, self.version):
+            return peer.hash == self.hash
+        if (peer.epoch, peer.version) > (self.epoch, self.version):
             return True
         return peer.epoch == self.epoch and (peer.older is None or now - peer.older <= BEATS * peer.beat)
 
     def _current(self, peer: int) -> list[Action]:
         speaker = self.peers[peer]
-        speaker.older, speaker.differs, speaker.failures = None, False, 0
+        speaker.older, speaker.failures = None, 0
         self._whole = False
         actions: list[Action] = []
         if speaker.trouble:
@@ -501,7 +499,7 @@ class Sync:
     def _older(self, peer: int, now: float) -> list[Action]:
         speaker = self.peers[peer]
         speaker.older = now if speaker.older is None else speaker.older
-        speaker.differs, speaker.candidate = False, 0
+        speaker.candidate = 0
         if not speaker.version:
             return self._trouble(peer, "has no configuration yet")
         if speaker.epoch == self.epoch and now - speaker.older <= BEATS * speaker.beat:
@@ -509,19 +507,11 @@ class Sync:
         what = f"is older: epoch {speaker.epoch} version {speaker.version}"
         return self._trouble(peer, f"{what}, we hold epoch {self.epoch} version {self.version}; refused")
 
-    def _diverged(self, peer: int, now: float) -> list[Action]:
-        """Equal version, other rows: one of the two is wrong. We are, unless another publisher is on our
-        side."""
-        for i in self._others(peer):
-            other = self.peers[i]
-            same = (other.epoch, other.version, other.hash) == (self.epoch, self.version, self.hash)
-            if same and self._useful(other, now):
-                self.peers[peer].differs = False
-                what = f"disagrees with {other.address} on version {self.version}; refused"
-                return self._trouble(peer, what)
-        self.peers[peer].differs = self._whole = True
-        what = f"has other rows than we for version {self.version}; asked for all of them"
-        return self._trouble(peer, what) + self._behind()
+    def _diverged(self, peer: int) -> list[Action]:
+        """Equal version, other rows. Ours gave their hash when they came, so this is another history under
+        the same epoch: a store that was restored from a backup, say. Taking it would hide that."""
+        what = f"has other rows than we for version {self.version}; refused"
+        return self._trouble(peer, f"{what} (a restored store needs --new-epoch)")
 
     def _total(self, update: Update) -> int | None:
         """The sum of our rows after this update; None: it does not lead where it says."""
