@@ -387,7 +387,8 @@ class World(RuleBasedStateMachine):
         """It forgets who asked, and may come back with an older store."""
         head = replace(self.store)
         known = self.publishers[i].past.get(head.version - 1)
-        if what == "lower version" and known:
+        there = known and (head.epoch, head.version - 1, rows_of(known).hash) in self.existed
+        if what == "lower version" and known and there:
             head = Head(head.epoch, head.version - 1, known, head.version - 1)
         elif what == "lower epoch" and head.epoch > 1:
             number = head.version + 5
