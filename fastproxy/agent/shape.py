@@ -1,10 +1,12 @@
-"""Checks that data from outside has the shape of Tables, before anything reads it as such."""
+"""Checks that data from outside has the shape of Tables, before anything reads it as such.
+
+Each type of :mod:`fastproxy.tables` becomes a function once; what it looks at is only the data. The place of
+what is wrong is put together on the way out.
+"""
 
 from __future__ import annotations
 
-import types
-import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import (
     Any,
@@ -18,7 +20,7 @@ from typing import (
     is_typeddict,
 )
 
-from fastproxy.tables import FORMAT, Endpoint, Tables, VirtualHost
+from fastproxy.tables import FORMAT, NAMES, Endpoint, Tables, VirtualHost
 
 MAX_NUMBER = 2**31 - 1
 MAX_NAME = 255  # of a listener, as a worker keeps it
@@ -38,14 +40,25 @@ BOUNDS = {
 FORBIDDEN = ("\r", "\n", "\0")  # what a string must not bring into a head
 
 
+Check = Callable[[Any], None]  # raises _Wrong
+
+
 class ShapeError(ValueError):
     """Names the place: ``clusters[outbound|80||a].port``."""
 
 
+class _Wrong(Exception):
+    """``way``: to the place, innermost first."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.way: list[str] = []
+
+
 def check_shape(data: object) -> Tables:
     """``data`` as Tables. Raises ShapeError."""
-    _check(data, Tables, "tables")
-    tables = typing.cast(Tables, data)
+    _run(_check_of(Tables), data, "tables")
+    tables = cast(Tables, data)
     if tables["format"] != FORMAT:
         raise ShapeError(f"tables.format is {tables['format']}, this build reads {FORMAT}")
     for key in tables["listeners"]:
@@ -57,12 +70,13 @@ def check_shape(data: object) -> Tables:
 
 def check_rows(tables: Tables, keys: Iterable[tuple[str, str]]) -> None:
     """The same for these (table, key) alone, where all others were checked before. Raises ShapeError."""
+    kinds = _fields(Tables)[0]
+    checks = {table: _check_of(get_args(kinds[table])[1]) for table in NAMES}
     for table, key in keys:
         rows: dict[str, Any] = tables[table]  # type: ignore[literal-required]
         if key in rows:
-            kind = get_args(_fields(Tables)[0][table])[1]
-            _check(key, str, f"tables.{table}, key")
-            _check(rows[key], kind, f"tables.{table}[{key}]")
+            _run(_text, key, f"tables.{table}, key")
+            _run(checks[table], rows[key], f"tables.{table}[{key}]")
             if table == "listeners":
                 _check_listener_name(key)
             elif table == "routes":
@@ -72,13 +86,20 @@ def check_rows(tables: Tables, keys: Iterable[tuple[str, str]]) -> None:
 def check_endpoint(key: str, row: object) -> None:
     """One row of endpoints as it is sent, see :mod:`fastproxy.rows`: what is deleted later is found by its
     key. Raises ShapeError."""
-    _check(key, str, "tables.endpoints, key")
-    _check(row, Endpoint, f"tables.endpoints[{_shown(key)}]")
+    _run(_text, key, "tables.endpoints, key")
+    _run(_check_of(Endpoint), row, f"tables.endpoints[{_shown(key)}]")
     endpoint = cast(Endpoint, row)
     name = f"{endpoint['address']}:{endpoint['port']}"
     service, _, given = key.partition(" ")
     if not service or (given != name and not given.startswith(name + "#")):
         raise ShapeError(f"tables.endpoints[{_shown(key)}] is the endpoint {_shown(name)}")
+
+
+def _run(check: Check, value: Any, place: str) -> None:
+    try:
+        check(value)
+    except _Wrong as wrong:
+        raise ShapeError(f"{place}{''.join(reversed(wrong.way))}: {wrong}") from None
 
 
 def _check_listener_name(key: str) -> None:
@@ -88,8 +109,8 @@ def _check_listener_name(key: str) -> None:
 
 def _check_actions(key: str, virtual_host: VirtualHost) -> None:
     for number, route in enumerate(virtual_host["routes"]):
-        actions = [a for a in ("destinations", "redirect", "direct") if a in route]
-        if len(actions) != 1:
+        if ("destinations" in route) + ("redirect" in route) + ("direct" in route) != 1:
+            actions = [a for a in ("destinations", "redirect", "direct") if a in route]
             raise ShapeError(
                 f"routes[{key}].routes[{number}] needs one action, has {', '.join(actions) or 'none'}"
             )
@@ -107,71 +128,130 @@ def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
     return out, frozenset(required)
 
 
-def _check(value: Any, kind: Any, place: str, name: str = "") -> None:
-    origin = get_origin(kind)
+@cache
+def _check_of(kind: Any, name: str = "") -> Check:
+    """What checks a value of this type; ``name``: of the field it is in, for its bounds."""
     if is_typeddict(kind):
-        _check_row(value, kind, place)
-    elif kind is Any:
-        return
-    elif origin is Literal:
-        if value not in get_args(kind) or type(value) not in {type(a) for a in get_args(kind)}:
-            raise ShapeError(f"{place}: {_shown(value)} is not one of {', '.join(map(str, get_args(kind)))}")
-    elif origin is dict:
-        _want(value, dict, place)
-        for key, item in value.items():
-            _check(key, get_args(kind)[0], f"{place}, key")
-            _check(item, get_args(kind)[1], f"{place}[{key}]")
-    elif origin is list:
-        _want(value, list, place)
-        for number, item in enumerate(value):
-            _check(item, get_args(kind)[0], f"{place}[{number}]")
-    elif origin is tuple:
-        if not isinstance(value, list | tuple) or len(value) != len(get_args(kind)):
-            raise ShapeError(f"{place}: {len(get_args(kind))} items are wanted")
-        for item, part in zip(value, get_args(kind), strict=True):
-            _check(item, part, place)
-    elif origin in (types.UnionType, typing.Union):
-        _check_union(value, kind, place, name)
-    else:
-        _check_plain(value, kind, place, name)
-
-
-def _check_row(value: Any, kind: Any, place: str) -> None:
-    fields, required = _fields(kind)
-    _want(value, dict, place)
-    for name in value:
-        if name not in fields:
-            raise ShapeError(f"{place}: unknown field {_shown(name)}")
-    for name in required:
-        if name not in value:
-            raise ShapeError(f"{place}: {name} is missing")
-    for name, item in value.items():
-        _check(item, fields[name], f"{place}.{name}", name)
-
-
-def _check_union(value: Any, kind: Any, place: str, name: str) -> None:
-    for part in get_args(kind):
-        try:
-            _check(value, part, place, name)
-        except ShapeError:
-            continue
-        return
-    raise ShapeError(f"{place}: {_shown(value)} is not a {kind}")
-
-
-def _check_plain(value: Any, kind: Any, place: str, name: str) -> None:
-    _want(value, kind, place)
+        return _row(kind)
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return _literal(parts)
+    if origin is dict and parts[0] is str:
+        return _mapping(_check_of(parts[1]))
+    if origin is list:
+        return _list(_check_of(parts[0]))
+    if origin is tuple:
+        return _tuple([_check_of(part) for part in parts])
     if kind is int:
-        low, high = BOUNDS.get(name, (0, MAX_NUMBER))
+        return _number(*BOUNDS.get(name, (0, MAX_NUMBER)))
+    if kind is str:
+        return _text
+    if kind in (bool, bytes):
+        return _plain(kind)
+    raise TypeError(f"no check of {kind}")
+
+
+def _row(kind: Any) -> Check:
+    fields, required = _fields(kind)
+    checks = {name: _check_of(part, name) for name, part in fields.items()}
+
+    def check(value: Any) -> None:
+        if type(value) is not dict:
+            raise _Wrong(f"{_shown(value)} is not a dict")
+        if not value.keys() <= checks.keys():
+            name = next(name for name in value if name not in checks)
+            raise _Wrong(f"unknown field {_shown(name)}")
+        if not value.keys() >= required:
+            raise _Wrong(f"{min(required - value.keys())} is missing")
+        name = ""
+        try:
+            for name, item in value.items():
+                checks[name](item)
+        except _Wrong as wrong:
+            wrong.way.append(f".{name}")
+            raise
+
+    return check
+
+
+def _mapping(check_item: Check) -> Check:
+    def check(value: Any) -> None:
+        if type(value) is not dict:
+            raise _Wrong(f"{_shown(value)} is not a dict")
+        try:
+            for key in value:
+                _text(key)
+        except _Wrong as wrong:
+            wrong.way.append(", key")
+            raise
+        try:
+            for key, item in value.items():  # noqa: B007
+                check_item(item)
+        except _Wrong as wrong:
+            wrong.way.append(f"[{key}]")
+            raise
+
+    return check
+
+
+def _list(check_item: Check) -> Check:
+    def check(value: Any) -> None:
+        if type(value) is not list:
+            raise _Wrong(f"{_shown(value)} is not a list")
+        number = 0
+        try:
+            for number, item in enumerate(value):  # noqa: B007
+                check_item(item)
+        except _Wrong as wrong:
+            wrong.way.append(f"[{number}]")
+            raise
+
+    return check
+
+
+def _tuple(checks: list[Check]) -> Check:
+    def check(value: Any) -> None:
+        if not isinstance(value, list | tuple) or len(value) != len(checks):
+            raise _Wrong(f"{len(checks)} items are wanted")
+        for check_item, item in zip(checks, value, strict=True):
+            check_item(item)
+
+    return check
+
+
+def _literal(allowed: tuple[Any, ...]) -> Check:
+    kinds = {type(a) for a in allowed}
+
+    def check(value: Any) -> None:
+        if type(value) not in kinds or value not in allowed:
+            raise _Wrong(f"{_shown(value)} is not one of {', '.join(map(str, allowed))}")
+
+    return check
+
+
+def _number(low: int, high: int) -> Check:
+    def check(value: Any) -> None:
+        if type(value) is not int:
+            raise _Wrong(f"{_shown(value)} is not a int")
         if not low <= value <= high:
-            raise ShapeError(f"{place}: {value} is not between {low} and {high}")
-    elif kind is str and any(c in value for c in FORBIDDEN):
-        raise ShapeError(f"{place}: {_shown(value)} holds a line break or a zero byte")
+            raise _Wrong(f"{value} is not between {low} and {high}")
+
+    return check
 
 
-def _want(value: Any, kind: Any, place: str) -> None:
-    if type(value) is not kind and not (kind is type(None) and value is None):
-        raise ShapeError(f"{place}: {_shown(value)} is not a {kind.__name__}")
+def _text(value: Any) -> None:
+    if type(value) is not str:
+        raise _Wrong(f"{_shown(value)} is not a str")
+    if not value.isprintable() and any(c in value for c in FORBIDDEN):  # what is printable holds none of them
+        raise _Wrong(f"{_shown(value)} holds a line break or a zero byte")
+
+
+def _plain(kind: type) -> Check:
+    def check(value: Any) -> None:
+        if type(value) is not kind:
+            raise _Wrong(f"{_shown(value)} is not a {kind.__name__}")
+
+    return check
 
 
 def _shown(value: Any) -> str:

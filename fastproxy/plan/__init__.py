@@ -13,7 +13,7 @@ import msgpack
 
 from fastproxy import _plan
 from fastproxy.plan.clusters import ClusterName, Clusters, EndpointName
-from fastproxy.plan.index import HostIndex, Index
+from fastproxy.plan.index import HostIndex
 from fastproxy.plan.patterns import Patterns
 from fastproxy.plan.routes import Routes
 from fastproxy.plan.trie import Sets
@@ -62,21 +62,24 @@ class _Hosts:
         self._routes = routes
         self._patterns = patterns
         self._sets = Sets(out)
-        self._known: dict[bytes, Index] = {}
+        self._rows = out.rows["host"]
+        self._route_rows = out.rows["route"]
+        self._pack = msgpack.Packer().pack
+        self._known: dict[bytes, tuple[int, ...]] = {}
         self.names: list[RouteName] = []
 
-    def _index(self, routes: list[Route]) -> Index:
-        key: bytes = msgpack.packb([route["matches"] for route in routes])
+    def _index(self, routes: list[Route]) -> tuple[int, ...]:
+        key: bytes = self._pack([route["matches"] for route in routes])
         if key not in self._known:
-            self._known[key] = HostIndex(self._out, self._sets, self._patterns).write(routes)
+            index = HostIndex(self._out, self._sets, self._patterns).write(routes)
+            self._known[key] = (*index[:-1], *index.wild)
         return self._known[key]
 
     def add(self, listener: str, host: str, name: bytes) -> int:
         """Row of the virtual host ``host`` of a listener, known to the plan as ``name``."""
-        out = self._out
         key = f"{listener} {host}"
         virtual = self._tables["routes"][key]
-        first = out.count("route")
+        first = len(self._route_rows)
         source = virtual["source"][0] if virtual["source"] else key
         try:
             for number, route in enumerate(virtual["routes"]):
@@ -86,9 +89,8 @@ class _Hosts:
             index = self._index(virtual["routes"])
         except PlanError as wrong:
             raise PlanError(f"{', '.join(virtual['source']) or key}: {wrong}") from None
-        return out.row(
-            "host", index.bloom, *out.text(name), first, len(virtual["routes"]), *index[1:-1], *index.wild
-        )
+        self._rows.append((index[0], *self._out.texts[name], first, len(virtual["routes"]), *index[1:]))
+        return len(self._rows) - 1
 
 
 def _slots(named: list[tuple[bytes, int]]) -> list[int]:
@@ -123,15 +125,15 @@ def _listener(out: Writer, hosts: _Hosts, tables: Tables, name: str, names: list
     lengths = sorted({len(raw) for raw, _ in suffix}, reverse=True)
     out.row(
         "listener",
-        *out.text(name.encode()),
+        *out.texts[name.encode()],
         tables["listeners"][name]["port"],
         int(name == MESH),
         any_host,
-        out.table(exact_slots),
+        out.numbers(exact_slots),
         len(exact_slots) - 1,
-        out.table(suffix_slots),
+        out.numbers(suffix_slots),
         len(suffix_slots) - 1,
-        out.table(lengths),
+        out.numbers(lengths),
         len(lengths),
     )
 

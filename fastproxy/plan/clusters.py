@@ -7,6 +7,7 @@ import ipaddress
 import math
 import socket
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from fastproxy.plan.writer import PlanError, Writer
@@ -19,13 +20,15 @@ MAX_UNIX_PATH = 107  # sun_path with its end
 
 
 class Address(NamedTuple):
-    """Where an endpoint is: ``raw`` in network byte order, or ``path`` of a Unix socket."""
+    """Where an endpoint is: ``raw`` in network byte order, or ``path`` of a Unix socket. ``identity``: a hash
+    of ``name``."""
 
     family: int
     port: int
     raw: bytes
     path: bytes
     name: str
+    identity: int
 
 
 class ClusterName(NamedTuple):
@@ -48,7 +51,7 @@ class EndpointName(NamedTuple):
 def schedule(weights: Sequence[int]) -> list[int]:
     """Indices in the order to take them: each as often as its weight says, spread evenly; at most 1024,
     unless there are more endpoints. Weight 0 is never taken, unless all are 0 (then all are equal)."""
-    if not any(weights) or len(set(weights)) == 1:
+    if len(set(weights)) <= 1:
         return list(range(len(weights)))
     shrink = math.gcd(*weights)
     parts = [weight // shrink for weight in weights]
@@ -69,19 +72,30 @@ def address(host: str, port: int) -> Address | None:
         path = host.removeprefix("unix://").encode()
         if not 0 < len(path) <= MAX_UNIX_PATH or b"\0" in path[1:]:
             raise PlanError(f"{host}: a Unix socket's path has 1 to {MAX_UNIX_PATH} bytes")
-        return Address(socket.AF_UNIX, 0, bytes(16), path, host)
+        return Address(socket.AF_UNIX, 0, bytes(16), path, host, _identity(host))
+    text = host.strip("[]")
     try:
-        ip = ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return None
-    if ip.version == 6:
-        return Address(socket.AF_INET6, port, ip.packed, b"", f"[{ip.compressed}]:{port}")
-    return Address(socket.AF_INET, port, ip.packed.ljust(16, b"\0"), b"", f"{ip.compressed}:{port}")
+        packed = socket.inet_pton(
+            socket.AF_INET, text
+        )  # only dotted quads, and 25 times as fast as ipaddress
+    except (OSError, ValueError):
+        try:
+            ip = ipaddress.IPv6Address(text)
+        except ValueError:
+            return None
+        name = f"[{ip.compressed}]:{port}"
+        return Address(socket.AF_INET6, port, ip.packed, b"", name, _identity(name))
+    name = f"{text}:{port}"
+    return Address(socket.AF_INET, port, packed.ljust(16, b"\0"), b"", name, _identity(name))
+
+
+def _identity(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
 def _selected(cluster: Cluster, endpoints: list[Endpoint]) -> list[Endpoint]:
     labels = cluster["labels"].items()
-    return [e for e in endpoints if labels <= e["labels"].items()]
+    return [e for e in endpoints if labels <= e["labels"].items()] if labels else endpoints
 
 
 class Clusters:
@@ -97,70 +111,68 @@ class Clusters:
         self.names: dict[int, ClusterName] = {}
         self.endpoint_names: dict[int, EndpointName] = {}
 
-    def _members(self, key: str) -> list[tuple[str, Address, int]]:
-        """Slot key, address and weight of each endpoint; an address listed twice has both weights."""
+    def _members(self, key: str) -> dict[str, tuple[Address, int]]:
+        """Address and weight of each endpoint by its slot key; an address listed twice has both weights."""
         cluster = self._tables["clusters"][key]
-        found: dict[str, tuple[str, Address, int]] = {}
+        service = cluster["service"]
+        found: dict[str, tuple[Address, int]] = {}
         for endpoint in _selected(cluster, self._tables["endpoints"].get(cluster["endpoints"], [])):
             for where in self._where(endpoint["address"], endpoint["port"]):
-                slot_key = f"{cluster['service']}|{where.name}"
-                weight = endpoint["weight"] + (found[slot_key][2] if slot_key in found else 0)
-                found[slot_key] = (slot_key, where, weight)
-        return list(found.values())
+                slot_key = f"{service}|{where.name}"
+                weight = endpoint["weight"] + (found[slot_key][1] if slot_key in found else 0)
+                found[slot_key] = (where, weight)
+        return found
 
     def _where(self, host: str, port: int) -> list[Address]:
-        if (host, port) not in self._addresses:
+        found = self._addresses.get((host, port))
+        if found is None:
             one = address(host, port)
             ips = [] if one else self._resolved.get(host, [])
             if not one and not ips:
                 self.unresolved.add(host)
-            some = [one] if one else [address(ip, port) for ip in ips]
-            self._addresses[host, port] = [a for a in some if a]
-        return self._addresses[host, port]
+            found = [one] if one else [a for ip in ips if (a := address(ip, port))]
+            self._addresses[host, port] = found
+        return found
 
     def slots(self, slots: Slots) -> tuple[dict[str, int], dict[str, int]]:
         """Slot numbers of all clusters and endpoints, not yet committed."""
-        keys = (slot_key for members in self.members.values() for slot_key, _, _ in members)
+        keys = chain.from_iterable(self.members.values())
         return slots.clusters.plan(self.numbers), slots.endpoints.plan(keys)
 
     def write(self, out: Writer, cluster_slots: Mapping[str, int], endpoint_slots: Mapping[str, int]) -> None:
         """Rows of clusters, endpoints and schedules."""
+        texts = out.texts
+        rows, endpoints = out.rows["cluster"], out.rows["endpoint"]
+        has_endpoints = out.refers("cluster", 24, "endpoint")
+        has_schedule = out.refers("cluster", 32, "table")
         for key in self.numbers:
             cluster = self._tables["clusters"][key]
             members = self.members[key]
+            service = cluster["service"]
             if cluster["lb"] not in LB:
                 raise PlanError(f"cluster {key}: unknown load balancing {cluster['lb']!r}")
-            endpoints = out.count("endpoint")
-            for slot_key, where, _ in members:
+            first = len(endpoints)
+            for slot_key, ((family, port, raw, path, name, identity), _) in members.items():
                 slot = endpoint_slots[slot_key]
-                identity = int.from_bytes(
-                    hashlib.blake2b(where.name.encode(), digest_size=8).digest(), "little"
-                )
-                out.row(
-                    "endpoint",
+                endpoints.append((slot, family, port, raw, *texts[path], *texts[name.encode()], identity))
+                self.endpoint_names[slot] = EndpointName(name, service, slot_key)
+            turns = schedule([weight for _, weight in members.values()])
+            slot = cluster_slots[key]
+            has_endpoints.append(len(rows))
+            has_schedule.append(len(rows))
+            rows.append(
+                (
+                    *texts[key.encode()],
+                    *texts[service.encode()],
                     slot,
-                    where.family,
-                    where.port,
-                    where.raw,
-                    *out.text(where.path),
-                    *out.text(where.name.encode()),
-                    identity,
+                    LB[cluster["lb"]],
+                    first,
+                    len(members),
+                    out.numbers(turns),
+                    len(turns),
+                    cluster.get("connect_timeout", 0),
                 )
-                self.endpoint_names[slot] = EndpointName(where.name, cluster["service"], slot_key)
-            turns = schedule([weight for _, _, weight in members])
-            row = out.row(
-                "cluster",
-                *out.text(key.encode()),
-                *out.text(cluster["service"].encode()),
-                cluster_slots[key],
-                LB[cluster["lb"]],
-                endpoints,
-                len(members),
-                out.table(turns),
-                len(turns),
-                cluster.get("connect_timeout", 0),
             )
-            out.refer("cluster", row, 24, "endpoint")
-            out.refer("cluster", row, 32, "table")
-            subset = key.split("|")[2] if key.count("|") == 3 else ""
-            self.names[cluster_slots[key]] = ClusterName(key, cluster["service"], subset, cluster["port"])
+            parts = key.split("|")
+            subset = parts[2] if len(parts) == 4 else ""
+            self.names[slot] = ClusterName(key, service, subset, cluster["port"])

@@ -129,6 +129,8 @@ class HostIndex:
 
     def __init__(self, out: Writer, sets: Sets, patterns: Patterns) -> None:
         self._out = out
+        self._rows = out.rows["rule"]
+        self._predicates = out.rows["predicate"]
         self._sets = sets
         self._patterns = patterns
 
@@ -146,7 +148,7 @@ class HostIndex:
         path, fold = Trie(), Trie()
         attributes: dict[Key, _Attribute] = defaultdict(_Attribute)
         wild: list[Rules] = [[] for _ in range(width)]
-        first = self._out.count("rule")
+        first = len(self._rows)
         for rule, (route_number, predicates) in enumerate(rules):
             used: set[int] = set()
             dims = {
@@ -201,24 +203,17 @@ class HostIndex:
 
     def _rule(self, route: int, indexed: list[Predicate], residual: list[Predicate]) -> None:
         out = self._out
-        at = out.count("predicate")
+        at = len(self._predicates)
         # Without a path match Istio gives Envoy the prefix "/".
         covered = 1
         for p in (*indexed, *residual):
             if p.subject == PATH:
                 covered = len(p.value) if p.kind == PREFIX else NONE
             hashed = _hash((p.subject, p.name)) if p.name else 0
-            out.row(
-                "predicate",
-                p.subject,
-                p.kind,
-                p.flags,
-                hashed,
-                *out.text(p.name),
-                *out.text(p.value),
-                p.number,
+            self._predicates.append(
+                (p.subject, p.kind, p.flags, hashed, *out.texts[p.name], *out.texts[p.value], p.number)
             )
-        out.row("rule", route, at, len(indexed) + len(residual), len(indexed), covered)
+        self._rows.append((route, at, len(indexed) + len(residual), len(indexed), covered))
 
     def _index(
         self,
@@ -242,7 +237,7 @@ class HostIndex:
             attribute = attributes[key]
             root = attribute.trie.write(out, sets)
             hashed = _hash(key) if key[1] else 0
-            rows.append((key[0], hashed, *out.text(key[1]), root, *sets.refs(attribute.present)))
+            rows.append((key[0], hashed, *out.texts[key[1]], root, *sets.refs(attribute.present)))
             if key in named:
                 at = hashed
                 while slots[at & size - 1]:
@@ -251,9 +246,8 @@ class HostIndex:
                 flags |= {HEADER: HAS_HEADERS, QUERY: HAS_QUERY, COOKIE: HAS_COOKIES}[key[0]]
             if key[0] == HEADER:
                 bloom |= 1 << (hashed & 63)
-        attrs = out.count("attr")
-        for row in rows:
-            out.row("attr", *row)
+        attrs = len(out.rows["attr"])
+        out.rows["attr"] += rows
         return Index(
             bloom,
             first,
@@ -262,7 +256,7 @@ class HostIndex:
             fold.write(out, sets),
             attrs,
             len(keys),
-            out.table(slots),
+            out.numbers(slots),
             size - 1,
             flags,
             keys.index((METHOD, b"")) if (METHOD, b"") in attributes else NONE,

@@ -36,7 +36,7 @@ class Patterns:
             if not dfa.whole:
                 accept = dfa.accept + bytes(-dfa.states % 8)
                 blob = dfa.byte_class + accept + dfa.next.tobytes()
-                number = self._out.row("dfa", self._out.blob(blob), dfa.states, dfa.classes, dfa.start)
+                number = self._out.row("dfa", self._out.texts.blob(blob), dfa.states, dfa.classes, dfa.start)
             self._dfas[pattern] = Pattern(number, dfa.literal, dfa.whole)
         return self._dfas[pattern]
 
@@ -48,7 +48,7 @@ class Patterns:
                 codes = compile_program(pattern, rewrite)
             except RegexError as wrong:
                 raise PlanError(f"uriRegexRewrite: {wrong}") from None
-            first = self._out.count("code")
+            first = len(self._out.rows["code"])
             for code in codes:
                 self._out.row("code", code.op, code.low, code.high, code.x, code.y)
             self._programs[key] = self._out.row("program", first, len(codes))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fastproxy import _http1
 from fastproxy.plan.patterns import Patterns
-from fastproxy.plan.writer import NONE, PlanError, Writer
+from fastproxy.plan.writer import EMPTY, NONE, PlanError, Writer
 from fastproxy.tables import HeaderOps, Redirect, Route
 
 FORWARD, REDIRECT, DIRECT = 1, 2, 3  # RouteKind
@@ -31,6 +31,7 @@ _TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefgh
 _CONTROLS = frozenset(range(32)) - {9} | {127}
 
 Packed = tuple[int, int, int, int, int]  # a HeaderOps: bloom, remove, count, append
+NO_OPS: Packed = (0, 0, 0, *EMPTY)
 
 
 def _field_name(name: str) -> bytes:
@@ -60,6 +61,9 @@ class Routes:
 
     def __init__(self, out: Writer, clusters: Mapping[str, int], patterns: Patterns) -> None:
         self._out = out
+        self._rows = out.rows["route"]
+        self._destination_rows = out.rows["destination"]
+        self._has_destinations = out.refers("route", 12, "destination")
         self._clusters = clusters
         self._patterns = patterns
         self._known: dict[tuple[object, ...], Packed] = {}
@@ -67,7 +71,7 @@ class Routes:
     def _ops(self, ops: HeaderOps | None, skip: str = "") -> Packed:
         """`set` is a removal and an addition; a name in ``skip`` is left to the caller."""
         if not ops:
-            return (0, 0, 0, *self._out.text(b""))
+            return NO_OPS
         key = (
             tuple(ops.get("set", {}).items()),
             tuple(ops.get("add", {}).items()),
@@ -88,17 +92,17 @@ class Routes:
         for name in (*sets, *ops.get("remove", []), *ops.get("add", {})):
             if name.lower() in FRAMING or name.lower() == "host":
                 raise PlanError(f"field {name} frames or routes the message and cannot be changed")
-        first = out.count("remove")
+        first = len(out.rows["remove"])
         bloom = 0
         for raw in names:
             hashed = _http1.field_hash(raw)
             bloom |= 1 << (hashed & 63)
-            out.row("remove", hashed, *out.text(raw))
-        return (bloom, first, len(names), *out.text(lines))
+            out.row("remove", hashed, *out.texts[raw])
+        return (bloom, first, len(names), *out.texts[lines])
 
     def _point(self, section: str, row: int, at: int, ops: Packed) -> None:
         if ops[2]:
-            self._out.refer(section, row, at + 8, "remove")
+            self._out.refers(section, at + 8, "remove").append(row)
 
     def _redirect(self, redirect: Redirect) -> int:
         flags = 0
@@ -113,37 +117,33 @@ class Routes:
             raise PlanError(f"redirect port {port} is not 0 to 65535")
         return self._out.row(
             "redirect",
-            *self._out.text(scheme.encode()),
-            *self._out.text(_target("redirect.uri", redirect.get("uri", ""))),
-            *self._out.text(_target("redirect.prefix", redirect.get("prefix", ""))),
+            *self._out.texts[scheme.encode()],
+            *self._out.texts[_target("redirect.uri", redirect.get("uri", ""))],
+            *self._out.texts[_target("redirect.prefix", redirect.get("prefix", ""))],
             flags,
             port,
         )
 
     def _destinations(self, route: Route) -> tuple[int, int, int]:
         """First row, count and sum of the weights."""
-        out = self._out
+        rows = self._destination_rows
         destinations = route.get("destinations", [])
         if not destinations:
             raise PlanError("a route without destinations")
-        first = out.count("destination")
+        first = len(rows)
         total = 0
         for destination in destinations:
             weight = destination["weight"]
             if weight < 0:
                 raise PlanError(f"negative weight {weight}")
             total += 1 if len(destinations) == 1 else weight
-            headers = destination.get("headers", {})
-            request, response = self._ops(headers.get("request")), self._ops(headers.get("response"))
-            row = out.row(
-                "destination",
-                self._clusters.get(destination["cluster"], NONE),
-                min(total, MAX_WEIGHT),
-                *request,
-                *response,
-            )
-            self._point("destination", row, 8, request)
-            self._point("destination", row, 32, response)
+            request = response = NO_OPS
+            if headers := destination.get("headers"):
+                request, response = self._ops(headers.get("request")), self._ops(headers.get("response"))
+                self._point("destination", len(rows), 8, request)
+                self._point("destination", len(rows), 32, response)
+            cluster = self._clusters.get(destination["cluster"], NONE)
+            rows.append((cluster, min(total, MAX_WEIGHT), *request, *response))
         if not 0 < total <= MAX_WEIGHT:
             raise PlanError(f"weights add up to {total}")
         return first, len(destinations), total
@@ -151,13 +151,14 @@ class Routes:
     def write(self, route: Route, name: str) -> int:
         """Row of this route; its number is the route's id."""
         out = self._out
-        headers = route.get("headers", {})
-        sets = {key.lower(): value for key, value in headers.get("request", {}).get("set", {}).items()}
-        authority = ""
-        skip = ""
-        if "host" in sets:  # Istio: setting Host is rewriting the authority
-            authority, skip = sets["host"], "host"
-        request, response = self._ops(headers.get("request"), skip), self._ops(headers.get("response"))
+        row = len(self._rows)
+        authority = skip = ""
+        request = response = NO_OPS
+        if headers := route.get("headers"):
+            sets = {key.lower(): value for key, value in headers.get("request", {}).get("set", {}).items()}
+            if "host" in sets:  # Istio: setting Host is rewriting the authority
+                authority, skip = sets["host"], "host"
+            request, response = self._ops(headers.get("request"), skip), self._ops(headers.get("response"))
         kind, destinations, status, redirect, body = FORWARD, (0, 0, 0), 0, NONE, b""
         rewrite_kind, rewrite, program = REWRITE_NONE, b"", NONE
         if "redirect" in route:
@@ -168,35 +169,36 @@ class Routes:
             kind, status, body = DIRECT, route["direct"]["status"], bytes(route["direct"]["body"])
         else:
             destinations = self._destinations(route)
-            change = route.get("rewrite", {})
-            authority = change.get("authority", authority)
-            if "regex" in change:
-                rewrite_kind = REWRITE_REGEX
-                rewrite = _target("rewrite.uriRegexRewrite.rewrite", change["regex"][1])
-                program = self._patterns.program(change["regex"][0], change["regex"][1])
-            elif change.get("uri"):
-                rewrite_kind, rewrite = REWRITE_PREFIX, _target("rewrite.uri", change["uri"])
-        number = out.count("route")
-        row = out.row(
-            "route",
-            kind,
-            number,
-            route.get("timeout", 0),
-            *destinations,
-            rewrite_kind,
-            *out.text(rewrite),
-            program,
-            *out.text(_target("authority", authority)),
-            status,
-            redirect,
-            *out.text(body),
-            *out.text(name.encode()),
-            0,
-            *request,
-            *response,
-        )
+            if change := route.get("rewrite"):
+                authority = change.get("authority", authority)
+                if "regex" in change:
+                    rewrite_kind = REWRITE_REGEX
+                    rewrite = _target("rewrite.uriRegexRewrite.rewrite", change["regex"][1])
+                    program = self._patterns.program(change["regex"][0], change["regex"][1])
+                elif change.get("uri"):
+                    rewrite_kind, rewrite = REWRITE_PREFIX, _target("rewrite.uri", change["uri"])
         if kind == FORWARD:
-            out.refer("route", row, 12, "destination")
-        self._point("route", row, 80, request)
-        self._point("route", row, 104, response)
+            self._has_destinations.append(row)
+        if headers:
+            self._point("route", row, 80, request)
+            self._point("route", row, 104, response)
+        self._rows.append(
+            (
+                kind,
+                row,
+                route.get("timeout", 0),
+                *destinations,
+                rewrite_kind,
+                *out.texts[rewrite],
+                program,
+                *out.texts[_target("authority", authority) if authority else b""],
+                status,
+                redirect,
+                *out.texts[body],
+                *out.texts[name.encode()],
+                0,
+                *request,
+                *response,
+            )
+        )
         return row

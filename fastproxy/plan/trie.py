@@ -20,6 +20,7 @@ class Sets:
 
     def __init__(self, out: Writer) -> None:
         self._out = out
+        self._refs = out.rows["ref"]
         self._known: dict[tuple[int, ...], int] = {}
 
     def add(self, rules: Rules) -> int:
@@ -45,13 +46,13 @@ class Sets:
             ranks.append(rank)
             rank += word.bit_count()
         blob = struct.pack(f"<{count + len(words)}Q{count}I", *summary, *words.values(), *ranks)
-        return self._out.row("set", first, count, self._out.blob(blob), len(words))
+        return self._out.row("set", first, count, self._out.texts.blob(blob), len(words))
 
     def refs(self, by_dim: ByDim) -> tuple[int, int]:
         """First and count of the references to these sets."""
-        first = self._out.count("ref")
+        first = len(self._refs)
         for dim in sorted(by_dim):
-            self._out.row("ref", dim, self.add(by_dim[dim]))
+            self._refs.append((dim, self.add(by_dim[dim])))
         return first, len(by_dim)
 
 
@@ -78,13 +79,14 @@ class Trie:
         if not self:
             return NONE
         keys = sorted(self._exact.keys() | self._prefix.keys())
-        root = out.count("node")
+        nodes, child = out.rows["node"], out.rows["child"]
+        root = len(nodes)
         rows: list[tuple[int, ...]] = [()]
         # node, its keys [low, high), bytes of them above it and with its label, prefixes on the way to it
         todo: list[tuple[int, int, int, int, int, tuple[bytes, ...]]] = [(0, 0, len(keys), 0, 0, ())]
         while todo:
             number, low, high, above, depth, way = todo.pop()
-            label = out.text(keys[low][above:depth])
+            label = out.texts[keys[low][above:depth]]
             exact = prefix = (0, 0)
             flags = 0
             if len(keys[low]) == depth:
@@ -98,19 +100,18 @@ class Trie:
                         flags, way = UNITED, ()
                     prefix = sets.refs(self._prefix[key])
                     way = (*way, key)
-            children = out.count("child")
+            children = len(child)
             count = 0
             while low < high:
                 byte, end = keys[low][depth], low + 1
                 while end < high and keys[end][depth] == byte:
                     end += 1
-                out.row("child", byte, root + len(rows))
+                child.append((byte, root + len(rows)))
                 todo.append((len(rows), low, end, depth, _common(keys[low], keys[end - 1], depth + 1), way))
                 rows.append(())
                 low, count = end, count + 1
             rows[number] = (*label, children, count, *exact, *prefix, flags)
-        for row in rows:
-            out.row("node", *row)
+        nodes += rows
         return root
 
     def _unite(self, keys: list[bytes]) -> ByDim:

@@ -6,11 +6,14 @@ The layouts are those of ``_plan.pxd``; their sizes are checked against the comp
 from __future__ import annotations
 
 import struct
+from collections import defaultdict
+from itertools import starmap
 
 from fastproxy import _plan
 
 NONE = 0xFFFFFFFF
 HEADER = struct.Struct("<IIQQQQ" + "II" * len(_plan.SECTIONS))
+EMPTY = (HEADER.size, 0)  # offset and length of an empty text
 STRUCTS = {
     "listener": struct.Struct("<11I"),
     "host": struct.Struct("<Q21I4x"),
@@ -43,74 +46,79 @@ class PlanError(ValueError):
     """Tables that cannot become a plan; the message names the row."""
 
 
-class Writer:
-    """Collects the arrays; :meth:`finish` lays them out. Rows name other rows by number, so nothing moves;
-    the few fields that hold an offset of a row are noted by :meth:`refer` and filled in at the end."""
+class Texts(dict[bytes, tuple[int, int]]):
+    """The heap. ``texts[text]``: offset and length; the same text is kept once."""
 
     def __init__(self) -> None:
-        self.arrays: dict[str, bytearray] = {name: bytearray() for name in _plan.SECTIONS}
-        self.data = self.arrays["data"]
-        self._texts: dict[bytes, tuple[int, int]] = {b"": (HEADER.size, 0)}
-        self._references: list[tuple[str, int, str]] = []
+        super().__init__({b"": EMPTY})
+        self.pieces: list[bytes] = []
+        self._end = HEADER.size
 
-    def count(self, section: str) -> int:
-        """Rows so far, which is the number of the next."""
-        return len(self.arrays[section]) // STRUCTS[section].size
-
-    def row(self, section: str, *values: object) -> int:
-        """Append a row; its number."""
-        array = self.arrays[section]
-        layout = STRUCTS[section]
-        number = len(array) // layout.size
-        array += layout.pack(*values)
-        return number
-
-    def table(self, values: list[int]) -> int:
-        """Append numbers to the table; the number of the first."""
-        array = self.arrays["table"]
-        first = len(array) // 4
-        array += struct.pack(f"<{len(values)}I", *values)
-        return first
-
-    def text(self, text: bytes) -> tuple[int, int]:
-        """Offset and length of a text; the same text is kept once."""
-        found = self._texts.get(text)
-        if found is None:
-            found = (HEADER.size + len(self.data), len(text))
-            self._texts[text] = found
-            self.data += text
+    def __missing__(self, text: bytes) -> tuple[int, int]:
+        found = self[text] = (self._end, len(text))
+        self._end += len(text)
+        self.pieces.append(text)
         return found
 
     def blob(self, blob: bytes) -> int:
         """Offset of a piece of data aligned to 8."""
-        self.data += bytes(-len(self.data) % 8)
-        at = HEADER.size + len(self.data)
-        self.data += blob
+        padding = bytes(-self._end % 8)
+        at = self._end + len(padding)
+        self._end = at + len(blob)
+        self.pieces += (padding, blob)
         return at
 
-    def refer(self, section: str, row: int, field: int, target: str) -> None:
-        """The u32 at byte ``field`` of that row holds a row number of ``target``; it becomes its offset."""
-        self._references.append((section, row * STRUCTS[section].size + field, target))
+
+class Writer:
+    """Collects the rows of each section; :meth:`finish` packs them and lays them out. A row names others by
+    number, so nothing moves; the few fields that hold an offset are noted by :meth:`refers`."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[tuple[object, ...]]] = {name: [] for name in STRUCTS}
+        self.table: list[int] = []
+        self.texts = Texts()
+        self._references: dict[tuple[str, int, str], list[int]] = defaultdict(list)
+
+    def row(self, section: str, *values: object) -> int:
+        """Append a row; its number."""
+        rows = self.rows[section]
+        rows.append(values)
+        return len(rows) - 1
+
+    def numbers(self, values: list[int]) -> int:
+        """Append numbers to the table; the number of the first."""
+        first = len(self.table)
+        self.table += values
+        return first
+
+    def refers(self, section: str, field: int, target: str) -> list[int]:
+        """Numbers of the rows whose u32 at byte ``field`` holds a row number of ``target``, to add to; it
+        becomes its offset."""
+        return self._references[section, field, target]
 
     def finish(self, epoch: int, version: int) -> bytes:
         """The block. The heap comes first, so that offsets into it are known while rows are written."""
+        packed = {name: b"".join(starmap(STRUCTS[name].pack, rows)) for name, rows in self.rows.items()}
+        packed["data"] = b"".join(self.texts.pieces)
+        packed["table"] = struct.pack(f"<{len(self.table)}I", *self.table)
         at: dict[str, int] = {}
         end = HEADER.size
         for name in ("data", *[n for n in _plan.SECTIONS if n != "data"]):
             at[name] = end
-            end += -(-len(self.arrays[name]) // 8) * 8
+            end += -(-len(packed[name]) // 8) * 8
         if end > MAX_BYTES:
             raise PlanError(f"plan of {end >> 20} MiB is too large; the limit is {MAX_BYTES >> 20} MiB")
-        for section, position, target in self._references:
-            array = self.arrays[section]
-            (number,) = struct.unpack_from("<I", array, position)
-            struct.pack_into("<I", array, position, at[target] + number * STRUCTS[target].size)
         body = bytearray(end)
         sections: list[int] = []
         for name in _plan.SECTIONS:
-            array = self.arrays[name]
-            body[at[name] : at[name] + len(array)] = array
-            sections += (at[name], len(array) // STRUCTS[name].size)
+            body[at[name] : at[name] + len(packed[name])] = packed[name]
+            sections += (at[name], len(packed[name]) // STRUCTS[name].size)
+        words = memoryview(body).cast("I")
+        for (section, field, target), rows in self._references.items():
+            first, step = (at[section] + field) // 4, STRUCTS[section].size // 4
+            base, size = at[target], STRUCTS[target].size
+            for row in rows:
+                words[first + row * step] = base + words[first + row * step] * size
         total = _plan.checksum(memoryview(body)[HEADER.size :])
         HEADER.pack_into(body, 0, _plan.MAGIC, _plan.FORMAT, epoch, version, end, total, *sections)
         return bytes(body)
