@@ -44,6 +44,7 @@ class Orders:
         self._monotonic = monotonic
         self._standing: dict[Place, Standing] = {}
         self._clusters: dict[str, int] = {}
+        self._inherited: dict[str, int] = {}  # rejected by whoever had the cluster's slot before
         self.offset_ms = 0  # the control plane's clock minus ours, as far as it is known
 
     def __repr__(self) -> str:
@@ -69,6 +70,12 @@ class Orders:
         for place, new in wanted.items():
             self._write(place, new.slot, ORDERS.index(new.state), new.until_us)
         self._standing = wanted
+        self._inherited = {
+            key: self._inherited[key]
+            if self._clusters.get(key) == slot
+            else self._live.cluster(slot)["rejected"]
+            for key, slot in clusters.items()
+        }
         self._clusters = dict(clusters)
 
     def learn(self, offset_ms: int) -> None:
@@ -114,15 +121,18 @@ class Orders:
         now_us = self._monotonic() * 1e6
         for name, slot in self._clusters.items():
             live = self._live.cluster(slot)
+            rejected = live["rejected"] - self._inherited[name]
+            if rejected < 0:  # a worker died, and what it had counted went with it
+                rejected, self._inherited[name] = live["rejected"], 0
             standing = self._standing.get((name, ""))
             order = standing if standing and standing.until_us > now_us else None
-            if every or order or live["breaker"] != "CLOSED" or live["rejected"]:
+            if every or order or live["breaker"] != "CLOSED" or rejected:
                 yield [
                     name,
                     live["breaker"],
                     order.state if order else "",
                     order.until_ms if order else 0,
-                    live["rejected"],
+                    rejected,
                 ]
         for (service, endpoint), standing in self._standing.items():
             if endpoint and standing.until_us > now_us:

@@ -143,3 +143,26 @@ def test_of_too_many_rows_those_with_an_order_are_reported(
         orders, "_rows", lambda every: iter([[NAME, "CLOSED", "", 0, 9], [key, "CLOSED", "open", 1, 0]])
     )
     assert orders.report() == [[key, "CLOSED", "open", 1, 0]]
+
+
+def count_rejected(live: Live, slot: int, count: int) -> None:
+    """As worker 0 does: LiveHeader, states of 8 clusters and 8 endpoints, Gauges, ClusterCount.rejected."""
+    os.pwrite(live.fd, count.to_bytes(8, "little"), 256 + 8 * 64 + 8 * 16 + 512 + slot * 32 + 24)
+
+
+def test_what_a_former_cluster_of_the_slot_rejected_is_not_told_of_the_next(live: Live) -> None:
+    """Only workers write their counts, so a slot that is used again begins with what was counted before."""
+    orders = Clocks().orders(live)
+    orders.apply({}, {NAME: 3}, {})
+    count_rejected(live, 3, 5)
+    assert orders.report() == [[NAME, "CLOSED", "", 0, 5]]
+    other = "outbound|80||other"
+    orders.apply({}, {other: 3}, {})
+    assert orders.report() == []
+    count_rejected(live, 3, 7)
+    orders.apply({}, {other: 3}, {})  # the next version
+    assert orders.report() == [[other, "CLOSED", "", 0, 2]]
+    count_rejected(live, 3, 1)  # by the worker after the one that died
+    assert orders.report() == [[other, "CLOSED", "", 0, 1]]
+    count_rejected(live, 3, 4)
+    assert orders.report() == [[other, "CLOSED", "", 0, 4]]
