@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,17 @@ from benchmarks.load import Failed
 from benchmarks.process import ROOT, cpu_between, cpu_clock, free_port
 
 START = 60.0  # seconds; ten thousand routes are read anew
+
+
+def _free(*ports: int) -> bool:
+    """Nobody listens on any of these ports of 127.0.0.1."""
+    try:
+        for port in ports:
+            with socket.create_server(("127.0.0.1", port)):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def services(count: int, endpoints: int, turn: int = 0) -> Iterator[dict[str, Any]]:
@@ -68,7 +80,7 @@ class Plane:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        first = free_port()
+        first = next(port for port in range(20_000, 30_000) if _free(port, port + 1, port + 2))
         self._api = free_port()
         self.publish = f"tcp://127.0.0.1:{first}"
         self._log = folder / "plane.log"
