@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import zmq
 
-from fastproxy.sockets import BATCH, MAX_FRAMES, Readable, loopback, open_socket
+from fastproxy.sockets import MAX_FRAMES, Readable, loopback, open_socket
 from fastproxy.wire import MAX_HEADER, MAX_REPORT
 
 if TYPE_CHECKING:
@@ -114,22 +114,11 @@ class Lane(Readable):
             self.look_again()
         return True
 
-    def _turn(self) -> None:
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
-        left, empty = BATCH, False
-        try:
-            while left and not self._closed:
-                frames = _receive(self.socket)
-                if not frames:
-                    empty = True
-                    break
-                left -= 1
-                self._on_message(Peer(frames[0]), [frame.bytes for frame in frames])
-        finally:
-            if not empty and not self._closed and self._next is None:
-                self._next = self._loop.call_soon(self._turn)
+    def _take(self) -> bool:
+        frames = _receive(self.socket)
+        if frames:
+            self._on_message(Peer(frames[0]), [frame.bytes for frame in frames])
+        return bool(frames)
 
 
 def _receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:

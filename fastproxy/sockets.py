@@ -139,15 +139,20 @@ class Readable:
         left, empty = BATCH, False
         try:
             while left and not self._closed:
-                frames = receive(self.socket)
-                if not frames:
+                if not self._take():
                     empty = True
                     break
                 left -= 1
-                self._on_frames(frames)
         finally:
             if not empty and not self._closed and self._next is None:
                 self._next = self._loop.call_soon(self._turn)
+
+    def _take(self) -> bool:
+        """The next message; False: there is none."""
+        frames = receive(self.socket)
+        if frames:
+            self._on_frames(frames)
+        return bool(frames)
 
 
 def receive(socket: zmq.Socket[bytes]) -> list[bytes]:
