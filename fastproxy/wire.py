@@ -302,6 +302,7 @@ TYPES: dict[str, type[Any]] = {
     kind.t: kind for kind in (Announce, Heartbeat, Update, Snapshot, Ask, Refused, Answers, Report)
 }
 _KINDS = {"int": int, "str": str, "bytes": bytes, "bool": bool}
+_INFLATER = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)  # of one thread: who decodes is a loop
 
 
 def encode(message: Message) -> list[bytes]:
@@ -398,9 +399,15 @@ def inflate(frame: bytes, size: int, compressed: bool) -> bytes:
         raise WireError(f"a body of {size} bytes; the limit is {MAX_BODY}")
     if compressed:
         try:
-            # by the stream, as that stops where it is told to: a body that lies about its size costs nothing
-            with zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(frame) as reader:
-                frame = reader.read(size + 1)
+            # a frame that names another size than the header is refused before a byte of it is unpacked; one
+            # that names none is read as a stream, which stops where it is told to
+            if zstandard.frame_content_size(frame) >= 0:
+                if zstandard.frame_content_size(frame) != size:
+                    raise WireError(f"the body's frame is not of its size, {size}")
+                frame = _INFLATER.decompress(frame, max_output_size=size)
+            else:
+                with _INFLATER.stream_reader(frame) as reader:
+                    frame = reader.read(size + 1)
         except (zstandard.ZstdError, MemoryError) as e:
             raise WireError(f"the body cannot be decompressed: {e}") from None
     if len(frame) != size:
