@@ -200,6 +200,8 @@ class Subscriber(Source):
                 results.append((kind, done))
                 if not done.error:
                     break
+            for _, version in goals:
+                self._release(version)  # what was prepared, and passed over for what came behind it
         if copy:
             self._keep(copy)
         return results
@@ -278,9 +280,13 @@ class Subscriber(Source):
     def _forget(self) -> None:
         """The candidate; what serves of it goes on serving until something else does."""
         candidate, self._candidate = self._candidate, None
-        if candidate and candidate.held:
-            self._publisher.drop(candidate.held)
-            candidate.held = None
+        if candidate:
+            self._release(candidate)
+
+    def _release(self, version: Version) -> None:
+        held, version.held = version.held, None
+        if held:
+            self._publisher.drop(held)
 
     async def _decode(self, version: Version) -> Tables:
         """Its tables, with our own listener. Raises ValueError."""

@@ -274,6 +274,25 @@ def test_a_dropped_candidate_leaves_the_base_and_no_descriptor(tmp_path: Path) -
     run(body, tmp_path)
 
 
+def test_a_candidate_that_is_passed_over_leaves_no_plan(tmp_path: Path) -> None:
+    """It was settled in the batch that brought the next version: its plan stayed for ever, with its slots."""
+
+    async def body(folder: Path) -> None:
+        async with started(folder) as agent:
+            await agent.do(apply(1, agent.changes(A)))
+            for number in range(2, 8, 2):
+                await agent.do(prepare(number, changes_between(agent.rows, B)))
+                agent.changes(B)
+                behind = apply(number + 1, agent.changes(C))
+                assert await agent.do(Flip(number), settle(number), behind) == [(Apply, number + 1, "")]
+                assert agent.serves() == C
+                assert plans() == 1 and not agent.publisher._prepared
+                agent.changes(A)
+                await agent.do(apply(number + 1, None))
+
+    run(body, tmp_path)
+
+
 def to_endpoint(port: int) -> Tables:
     tables = routes(("*", 201))
     tables["endpoints"]["s|80"] = [{"address": "127.0.0.1", "port": port, "weight": 1, "labels": {}}]
