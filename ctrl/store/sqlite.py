@@ -33,7 +33,7 @@ class SqliteStore:
         if not self.path.name:
             raise ValueError(f"{url!r}: write sqlite:///PATH; PATH names a file")
         self._connection: sqlite3.Connection | None = None
-        self._file = (0, 0)  # that was opened
+        self._file: tuple[tuple[int, int], ...] = ()  # that was opened
         self._thread: ThreadPoolExecutor | None = None
         self._bell = Bell()
 

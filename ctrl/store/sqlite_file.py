@@ -77,22 +77,30 @@ def open_file(path: Path) -> sqlite3.Connection:
         raise
 
 
-def identity(path: Path) -> tuple[int, int]:
-    """Which file of this machine has this name now; (0, 0): none."""
+Identity = tuple[tuple[int, int], ...]
+
+
+def identity(path: Path) -> Identity:
+    """Which files of this machine the store is now: (device, inode) of the file and of its log; (0, 0): none.
+    While a connection is open SQLite replaces neither."""
+    return tuple(_inode(f"{path}{suffix}") for suffix in ("", "-wal"))
+
+
+def _inode(name: str) -> tuple[int, int]:
     try:
-        status = os.stat(path)
+        status = os.stat(name)
     except OSError:
         return (0, 0)
     return status.st_dev, status.st_ino
 
 
-def check_there(path: Path, opened: tuple[int, int]) -> None:
-    """SQLite would go on writing to a file that has no name any more, and all of it would be lost. Raises
+def check_there(path: Path, opened: Identity) -> None:
+    """SQLite would go on writing to files that have no name any more, and all of it would be lost. Raises
     StoreError."""
     if identity(path) != opened:
         raise StoreError(
-            f"{path}: the file was deleted, moved or replaced while it was in use: put it back, or restart "
-            "to use the one that is there now; nothing was changed, reads go on"
+            f"{path}: the file, or its -wal, was deleted, moved or replaced while it was in use: put it "
+            "back, or restart to use what is there now; nothing was changed, reads go on"
         )
 
 
