@@ -1,4 +1,4 @@
-"""Orders to breakers (issue 3, item 8): obeyed in the core at the next admission, lapsing without anybody's help."""
+"""Orders to breakers (issue 3, item 8): obeyed in the core at the next admission, lapsing by themselves."""
 
 from __future__ import annotations
 
