@@ -1,32 +1,41 @@
 """What the proxies did and how they are: the one picture of the fleet, made of their answers and reports.
 
-Everything here was said by somebody else and is bounded: so many proxies, so many rows of breakers, so many
-refusals. A proxy is present while it has been heard within 3.5 of its reports, and is shown as LOST for a
-while after that.
+Everything here was said by somebody else and is bounded: so many proxies, so many bytes of what they said,
+so many refusals. A proxy is present while it has been heard within 3.5 of its reports, and is shown as LOST
+for a while after that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastproxy.sync import State
 from fastproxy.wire import PREPARED, REJECTED, SERVING, Answer, Attributes, Report
 
 PROXIES = 200_000
 REPORTS = 3.5  # that may be missing before a proxy counts as lost
 REMEMBER = 600.0  # seconds that a lost proxy is shown
 REFUSALS = 1000
+RELAYS = 1000
 BREAKERS = 1000  # rows of one proxy
-ALL_BREAKERS = 1_000_000  # rows of all
+MEMORY = 512 * 1024 * 1024  # bytes of what all proxies said
+PROXY = 2000  # bytes of one that says nothing
+ROW = 200  # and of a row of breakers, without its name
+MAX_NAME = 1024  # characters of a breaker's name, or of a way
+MAX_ERROR = 2000
 SEATS = 4  # of one name
 LAGGARDS = 1000  # names in one Progress
 SETTLE, SETTLE_EACH = 0.005, 2e-6  # seconds, and per proxy, in which changes are told as one
 
 LOST = "LOST"
+UNKNOWN = "UNKNOWN"  # a state that we have no word for
+STATES = {state.value for state in State}
 
 
 @dataclass(slots=True)
@@ -71,10 +80,18 @@ class Proxy:
     started_ms: int = 0
     problem: str = ""
     seats: list[Seat] = field(default_factory=list)
+    size: int = 0
 
     @property
     def present(self) -> bool:
         return self.state != LOST
+
+    def enter(self, epoch: int) -> None:
+        """What it did in another epoch says nothing about the versions of this one."""
+        if epoch != self.epoch:
+            self.epoch, self.version, self.hash, self.held = epoch, 0, b"", 0
+            self.timed = self.prepared = self.rejected = 0
+            self.rejected_why = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +127,12 @@ class Fleet:
     """
 
     def __init__(
-        self, report: float = 5.0, *, clock: Callable[[], float] = time.monotonic, most: int = PROXIES
+        self,
+        report: float = 5.0,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        most: int = PROXIES,
+        memory: int = MEMORY,
     ) -> None:
         self.report = report
         self.changed = 0
@@ -120,7 +142,10 @@ class Fleet:
         self._clock = clock
         self._most = most
         self._proxies: dict[str, Proxy] = {}
-        self._breakers = 0
+        self._memory = memory
+        self._size = 0
+        self._present = 0
+        self._progress: tuple[tuple[int, int, int], Progress] | None = None
         self._watchers: set[asyncio.Future[None]] = set()
         self._telling: asyncio.TimerHandle | None = None
 
@@ -128,7 +153,7 @@ class Fleet:
         return f"<Fleet: {len(self._proxies)} proxies, {len(self.relays)} relays>"
 
     def __len__(self) -> int:
-        return sum(proxy.present for proxy in self._proxies.values())
+        return self._present
 
     # --- what is heard ---
 
@@ -140,25 +165,38 @@ class Fleet:
             self._relay(report, address, now)
             return
         proxy = self._proxies.get(report.node)
-        if proxy is None:
-            if len(self._proxies) >= self._most:
-                self.ignored += 1
-                return
-            proxy = self._proxies[report.node] = Proxy(report.node, report.attributes)
-        told = _told(proxy)
+        new = proxy or Proxy(report.node, report.attributes)
+        rows = [row for row in report.breakers[:BREAKERS] if _is_breaker(row)]
+        room = max(self._memory - self._size + new.size, new.size)  # who says no more than before is heard
+        size = _size(report) + sys.getsizeof(new.rejected_why)
+        size += (breakers := sum(ROW + sys.getsizeof(row[0]) for row in rows))
+        if size > room:
+            rows, size = [], size - breakers
+        if size > room or (proxy is None and len(self._proxies) >= self._most):
+            self.ignored += 1
+            return
+        self._size += size - new.size
+        told = _told(new)
+        if proxy is None or not proxy.present:
+            self._present += 1
+        proxy = self._proxies[report.node] = new
         self._take_seat(proxy, report, address, now)
-        proxy.heard = now
-        proxy.attributes = report.attributes
-        proxy.state = report.state[:20]
+        proxy.size, proxy.heard = size, now
+        if proxy.attributes != report.attributes:
+            proxy.attributes = report.attributes
+        if proxy.breakers != rows:
+            proxy.breakers = rows
+        proxy.state = report.state if report.state in STATES else UNKNOWN
+        proxy.enter(report.epoch)
         if report.serving == report.version:
             proxy.hash = report.hash
-        elif (report.epoch, report.serving) != (proxy.epoch, proxy.version):
+        elif report.serving != proxy.version:
             proxy.hash = b""
-        proxy.epoch, proxy.version, proxy.held = report.epoch, report.serving, report.version
-        proxy.error = report.error
+        proxy.version, proxy.held = report.serving, report.version
+        proxy.error = report.error[:MAX_ERROR]
         proxy.requests, proxy.errors = report.requests, report.errors
-        self._take_breakers(proxy, report.breakers)
-        proxy.admin, proxy.release, proxy.started_ms = report.admin, report.release, report.started_ms
+        proxy.admin, proxy.release = report.admin[:MAX_NAME], report.release[:MAX_NAME]
+        proxy.started_ms = report.started_ms
         if told != _told(proxy):
             proxy.since_ms = time.time_ns() // 1_000_000
             self._change()
@@ -175,12 +213,12 @@ class Fleet:
             proxy.heard = now
             if answer.epoch < proxy.epoch:
                 continue
+            told = (proxy.epoch, proxy.version)
+            proxy.enter(answer.epoch)
             if answer.result == SERVING:
-                told = (proxy.epoch, proxy.version)
-                held = proxy.held if answer.epoch == proxy.epoch else 0
-                proxy.epoch, proxy.version, proxy.timed = answer.epoch, answer.version, answer.version
+                proxy.version = proxy.timed = answer.version
                 proxy.us, proxy.compile_us, proxy.swap_us = answer.us, answer.compile_us, answer.swap_us
-                proxy.hash, proxy.held = answer.hash, max(held, answer.version)
+                proxy.hash, proxy.held = answer.hash, max(proxy.held, answer.version)
                 if told != (proxy.epoch, proxy.version):
                     proxy.since_ms = time.time_ns() // 1_000_000
                 if proxy.rejected == answer.version:
@@ -188,8 +226,7 @@ class Fleet:
             elif answer.result == PREPARED:
                 proxy.prepared = answer.version
             elif answer.result == REJECTED:
-                proxy.rejected, proxy.rejected_why = answer.version, answer.error
-                proxy.error = answer.error
+                self._reject(proxy, answer)
             self._change()
 
     def refuse(self, address: str, name: str, reason: str) -> None:
@@ -207,13 +244,14 @@ class Fleet:
                 if proxy.heard >= deaf:
                     continue
                 if proxy.present:
+                    self._present -= known is self._proxies
                     proxy.state = LOST
                     proxy.since_ms = time.time_ns() // 1_000_000
                     self._change()
                 elif proxy.heard < now - REMEMBER:
                     gone.append(node)
             for node in gone:
-                self._breakers -= len(known.pop(node).breakers)
+                self._size -= known.pop(node).size
                 self._change()
 
     # --- what is asked ---
@@ -226,7 +264,11 @@ class Fleet:
         return self._proxies.get(node)
 
     def progress(self, epoch: int, version: int, among: Callable[[Proxy], bool] | None = None) -> Progress:
-        """``among``: only these proxies."""
+        """``among``: only these proxies. Who asks the same again before something has changed gets the same
+        answer: many wait for one version."""
+        key = (self.changed, epoch, version)
+        if among is None and self._progress and self._progress[0] == key:
+            return self._progress[1]
         total = serving = prepared = 0
         rejected: list[tuple[str, str]] = []
         laggards: list[str] = []
@@ -248,7 +290,7 @@ class Fleet:
             else:
                 laggards.append(proxy.node)
         times.sort()
-        return Progress(
+        progress = Progress(
             version,
             total,
             serving,
@@ -259,6 +301,9 @@ class Fleet:
             _share(times, 99),
             times[-1] if times else 0,
         )
+        if among is None:
+            self._progress = (key, progress)
+        return progress
 
     async def wait_change(self, seen: int, timeout: float) -> int:
         """``changed``, as soon as it is not ``seen`` any more, or after ``timeout`` seconds. Changes that
@@ -283,21 +328,35 @@ class Fleet:
     def _relay(self, report: Report, address: str, now: float) -> None:
         relay = self.relays.get(report.node)
         if relay is None:
-            if len(self.relays) >= 1000:
+            if len(self.relays) >= RELAYS:
                 self.ignored += 1
                 return
-            relay = self.relays[report.node] = Proxy(report.node, report.attributes, address)
+            relay = self.relays[report.node] = Proxy(report.node, Attributes())
             self._change()
-        relay.heard, relay.address, relay.state = now, address, report.state[:20]
+        relay.heard, relay.address = now, address
+        relay.state = report.state if report.state in STATES else UNKNOWN
+        relay.via = report.via.rpartition("/")[0][:MAX_NAME]
+        relay.release, relay.started_ms = report.release[:MAX_NAME], report.started_ms
+        relay.error = report.error[:MAX_ERROR]
         relay.epoch, relay.held, relay.hash = report.epoch, report.version, report.hash
         relay.version = report.serving
+
+    def _reject(self, proxy: Proxy, answer: Answer) -> None:
+        why = answer.error[:MAX_ERROR]
+        if self._size + sys.getsizeof(why) > self._memory:
+            why = why[:100]
+        grown = sys.getsizeof(why) - sys.getsizeof(proxy.rejected_why)
+        proxy.size += grown
+        self._size += grown
+        proxy.rejected, proxy.rejected_why, proxy.error = answer.version, why, why
 
     def _take_seat(self, proxy: Proxy, report: Report, address: str, now: float) -> None:
         """Who speaks under the name now. One that moves is heard at the new place only; two that share it
         are heard in turns."""
         deaf = now - REPORTS * self.report
         seats = [seat for seat in proxy.seats if seat.heard >= deaf]
-        who = (address, report.via, report.started_ms)
+        via = report.via[:MAX_NAME]
+        who = (address, via, report.started_ms)
         ours = next((seat for seat in seats if seat.who == who), None)
         if ours and ours is not seats[-1]:
             seats.remove(ours)
@@ -311,15 +370,7 @@ class Fleet:
         seat = ours or Seat(who)
         seat.heard = now
         proxy.seats = [*(other for other in seats if other is not seat), seat][-SEATS:]
-        proxy.address, proxy.via = address, report.via
-
-    def _take_breakers(self, proxy: Proxy, rows: list[Any]) -> None:
-        good = [row for row in rows[:BREAKERS] if _is_breaker(row)]
-        room = ALL_BREAKERS - self._breakers + len(proxy.breakers)
-        del good[max(room, 0) :]
-        self._breakers += len(good) - len(proxy.breakers)
-        if good != proxy.breakers:
-            proxy.breakers = good
+        proxy.address, proxy.via = address, via
 
     def _change(self) -> None:
         self.changed += 1
@@ -343,11 +394,20 @@ def _share(times: list[int], percent: int) -> int:
     return times[max(0, -(-len(times) * percent // 100) - 1)] if times else 0
 
 
+def _size(report: Report) -> int:
+    """Bytes that are kept of a report, without its breakers."""
+    texts = [report.node, report.via[:MAX_NAME], report.admin[:MAX_NAME], report.release[:MAX_NAME]]
+    texts += [report.attributes.namespace, *(text for pair in report.attributes.labels for text in pair)]
+    return PROXY + sum(map(sys.getsizeof, (*texts, report.error[:MAX_ERROR])))
+
+
 def _is_breaker(row: Any) -> bool:
     kinds = (str, str, str, int, int)
     return (
         isinstance(row, list)
         and len(row) == len(kinds)
         and all(type(item) is kind for item, kind in zip(row, kinds, strict=True))
-        and all(len(item) <= 4096 for item in row[:3])
+        and len(row[0]) <= MAX_NAME
+        and len(row[1]) <= 20
+        and len(row[2]) <= 20
     )

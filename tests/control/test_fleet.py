@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from ctrl import fleet as fleets
 from ctrl.fleet import LOST, Fleet
-from fastproxy.wire import PREPARED, REJECTED, SERVING, Answer, Report
+from fastproxy.wire import PREPARED, REJECTED, SERVING, Answer, Attributes, Report
 from tests.control.links import HERE
 
 HASH = b"\7" * 32
@@ -165,22 +164,79 @@ def test_a_relay_is_no_proxy() -> None:
     assert (fleet.ignored, fleet.progress(1, 1).total) == (0, 2)
 
 
-def test_names_breakers_and_refusals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_breakers_and_refusals_are_bounded() -> None:
     fleet, _ = fleet_of(*"abcd", most=3)
     assert (len(fleet), fleet.ignored) == (3, 1)
     row = ["x", "open", "", 0, 1]
-    monkeypatch.setattr(fleets, "ALL_BREAKERS", 1500)
     fleet.on_report(report("a", breakers=[row] * 3000))
-    fleet.on_report(report("b", breakers=[row] * 3000))
-    assert {node: len(rows) for node, rows in fleet.breakers().items()} == {"a": 1000, "b": 500}
-    fleet.on_report(report("a", breakers=[row, ["x"], 5, ["x", "y", "z", "0", 1]]))
+    assert len(fleet.breakers()["a"]) == 1000
+    fleet.on_report(
+        report("a", breakers=[row, ["x"], 5, ["x", "y", "z", "0", 1], ["x" * 5000, "", "", 0, 0]])
+    )
     assert fleet.breakers()["a"] == [row]
-    fleet.on_report(report("b", breakers=[row] * 3000))
-    assert len(fleet.breakers()["b"]) == 1000
     for i in range(2000):
         fleet.refuse("10.0.0.1", "a", str(i))
     assert len(fleet.refused) == fleets.REFUSALS
     assert fleet.refused[-1].reason == "1999"
+
+
+def test_what_proxies_say_has_a_budget_of_bytes() -> None:
+    """A report may have a megabyte of labels, and names of proxies cost nothing: two hundred thousand were
+    bounded, but not what they said."""
+    tracemalloc.start()
+    try:
+        fleet = Fleet(2.0, memory=4_000_000)
+        fleet.on_report(report("good", breakers=[["x", "open", "", 0, 1]]))
+        before = tracemalloc.get_traced_memory()[0]
+        for i in range(100):
+            labels = {f"{i}-{j}": "\N{SNOWMAN}" * 2000 for j in range(100)}
+            rows = [["b" * 1000, "open", "", 0, 1] for _ in range(1000)]
+            attributes = Attributes.of("default", labels, False)
+            fleet.on_report(
+                replace(report(f"bad-{i}", breakers=rows, error="e" * 4096), attributes=attributes)
+            )
+            fleet.on_answers([answer(f"bad-{i}", 2, REJECTED, error=f"{i}" + "w" * 4000)])
+            del labels, rows, attributes
+        assert fleet.ignored > 80
+        assert tracemalloc.get_traced_memory()[0] - before < 6_000_000
+    finally:
+        tracemalloc.stop()
+    # who was there goes on; what does not fit is its breakers first
+    fleet.on_report(report("good", 2))
+    assert fleet.get("good").version == 2  # type: ignore[union-attr]
+    fleet = Fleet(2.0, memory=100_000)
+    fleet.on_report(report("a", breakers=[["x" * 100, "open", "", 0, 1]] * 1000))
+    assert (fleet.ignored, len(fleet), fleet.breakers()) == (0, 1, {})
+
+
+def test_what_was_done_in_another_epoch_does_not_count_in_this_one() -> None:
+    """A store was restored and its epoch raised: version 2 comes a second time. Who had rejected the first
+    aborted the rollout of the second, before it had seen it."""
+    fleet, _ = fleet_of("a")
+    fleet.on_answers([answer("a", 2, REJECTED, error="no"), answer("a", 3, PREPARED)])
+    assert fleet.progress(1, 2).rejected == [("a", "no")]
+    fleet.on_report(report("a", 1, epoch=2))
+    assert fleet.progress(2, 2).rejected == []
+    assert fleet.progress(2, 3).prepared == 0
+    fleet.on_answers([answer("a", 2, PREPARED, epoch=3)])
+    assert (fleet.get("a").version, fleet.progress(3, 1).serving) == (0, 0)  # type: ignore[union-attr]
+    assert fleet.progress(3, 2).prepared == 1
+
+
+def test_who_is_present_is_counted() -> None:
+    fleet, clock = fleet_of("a", "b")
+    fleet.on_report(report("r", via="r"))
+    clock.now += 6
+    fleet.on_report(report("b"))
+    clock.now += 2
+    fleet.expire()
+    assert (len(fleet), [p.node for p in fleet.proxies() if p.present]) == (1, ["b"])
+    fleet.on_report(report("a", state=LOST))  # a word that is ours
+    assert (len(fleet), fleet.get("a").state) == (2, fleets.UNKNOWN)  # type: ignore[union-attr]
+    clock.now += fleets.REMEMBER + 100
+    fleet.expire()
+    fleet.expire()
+    assert (len(fleet), fleet.proxies(), fleet._size) == (0, [], 0)
 
 
 async def _changes() -> None:
