@@ -385,6 +385,28 @@ def test_an_order_is_obeyed_without_a_new_plan(tmp_path: Path) -> None:
     run(body, tmp_path)
 
 
+def test_an_order_that_came_before_the_first_heartbeat_ends_by_the_publishers_clock(tmp_path: Path) -> None:
+    """Ours is an hour ahead of it: until a heartbeat told so, the order seemed to have lapsed."""
+
+    async def body(folder: Path) -> None:
+        tables, name = to_endpoint(1), "outbound|80||s"
+        until = int(time.time() * 1000) - 3_600_000 + 60_000
+        tables["breakers"][name] = {"order": {"state": "open", "until": until, "for": 60_000}}
+        async with started(folder) as agent:
+            await agent.do(apply(1, agent.changes(tables)))
+            assert agent.subscriber.report()["breakers"] == []
+            agent.subscriber._link.clock_offset_ms = -3_600_000  # a heartbeat
+            running = asyncio.create_task(agent.subscriber.run())
+            while not agent.subscriber.report()["breakers"]:
+                await asyncio.sleep(0.01)
+            running.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await running
+            assert agent.subscriber.report()["breakers"] == [[name, "CLOSED", "open", until, 0]]
+
+    run(body, tmp_path)
+
+
 def test_ten_thousand_routes_do_not_hold_up_the_loop(tmp_path: Path) -> None:
     """The admin API answers from it: no turn may take long while a snapshot is taken and compiled."""
 
