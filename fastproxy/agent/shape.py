@@ -54,10 +54,16 @@ class _Wrong(Exception):
         super().__init__(what)
         self.way: list[str] = []
 
+    def at(self, place: str) -> ShapeError:
+        return ShapeError(f"{place}{''.join(reversed(self.way))}: {self}")
+
 
 def check_shape(data: object) -> Tables:
     """``data`` as Tables. Raises ShapeError."""
-    _run(_check_of(Tables), data, "tables")
+    try:
+        _check_of(Tables)(data)
+    except _Wrong as wrong:
+        raise wrong.at("tables") from None
     tables = cast(Tables, data)
     if tables["format"] != FORMAT:
         raise ShapeError(f"tables.format is {tables['format']}, this build reads {FORMAT}")
@@ -75,8 +81,7 @@ def check_rows(tables: Tables, keys: Iterable[tuple[str, str]]) -> None:
     for table, key in keys:
         rows: dict[str, Any] = tables[table]  # type: ignore[literal-required]
         if key in rows:
-            _run(_text, key, f"tables.{table}, key")
-            _run(checks[table], rows[key], f"tables.{table}[{key}]")
+            _check_keyed(checks[table], table, key, rows[key])
             if table == "listeners":
                 _check_listener_name(key)
             elif table == "routes":
@@ -86,8 +91,7 @@ def check_rows(tables: Tables, keys: Iterable[tuple[str, str]]) -> None:
 def check_endpoint(key: str, row: object) -> None:
     """One row of endpoints as it is sent, see :mod:`fastproxy.rows`: what is deleted later is found by its
     key. Raises ShapeError."""
-    _run(_text, key, "tables.endpoints, key")
-    _run(_check_of(Endpoint), row, f"tables.endpoints[{_shown(key)}]")
+    _check_keyed(_check_of(Endpoint), "endpoints", key, row)
     endpoint = cast(Endpoint, row)
     name = f"{endpoint['address']}:{endpoint['port']}"
     service, _, given = key.partition(" ")
@@ -95,11 +99,15 @@ def check_endpoint(key: str, row: object) -> None:
         raise ShapeError(f"tables.endpoints[{_shown(key)}] is the endpoint {_shown(name)}")
 
 
-def _run(check: Check, value: Any, place: str) -> None:
+def _check_keyed(check: Check, table: str, key: str, row: object) -> None:
     try:
-        check(value)
+        _text(key)
     except _Wrong as wrong:
-        raise ShapeError(f"{place}{''.join(reversed(wrong.way))}: {wrong}") from None
+        raise wrong.at(f"tables.{table}, key") from None
+    try:
+        check(row)
+    except _Wrong as wrong:
+        raise wrong.at(f"tables.{table}[{key}]") from None
 
 
 def _check_listener_name(key: str) -> None:

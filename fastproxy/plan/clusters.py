@@ -51,7 +51,7 @@ class EndpointName(NamedTuple):
 def schedule(weights: Sequence[int]) -> list[int]:
     """Indices in the order to take them: each as often as its weight says, spread evenly; at most 1024,
     unless there are more endpoints. Weight 0 is never taken, unless all are 0 (then all are equal)."""
-    if len(set(weights)) <= 1:
+    if len(weights) < 2 or len(set(weights)) == 1:
         return list(range(len(weights)))
     shrink = math.gcd(*weights)
     parts = [weight // shrink for weight in weights]
@@ -95,7 +95,7 @@ def _identity(name: str) -> int:
 
 def _selected(cluster: Cluster, endpoints: list[Endpoint]) -> list[Endpoint]:
     labels = cluster["labels"].items()
-    return [e for e in endpoints if labels <= e["labels"].items()] if labels else endpoints
+    return [e for e in endpoints if labels <= e["labels"].items()]
 
 
 class Clusters:
@@ -116,7 +116,8 @@ class Clusters:
         cluster = self._tables["clusters"][key]
         service = cluster["service"]
         found: dict[str, tuple[Address, int]] = {}
-        for endpoint in _selected(cluster, self._tables["endpoints"].get(cluster["endpoints"], [])):
+        endpoints = self._tables["endpoints"].get(cluster["endpoints"], [])
+        for endpoint in _selected(cluster, endpoints) if cluster["labels"] else endpoints:
             for where in self._where(endpoint["address"], endpoint["port"]):
                 slot_key = f"{service}|{where.name}"
                 weight = endpoint["weight"] + (found[slot_key][1] if slot_key in found else 0)

@@ -23,6 +23,7 @@ from fastproxy.tables import Match, Route, StringMatch
 PATH, METHOD, SCHEME, AUTHORITY, PORT, HEADER, QUERY, COOKIE = range(8)  # Subject
 EXACT, PREFIX, REGEX, PRESENT = range(4)  # PredicateKind
 FOLD, NOT = 1, 2  # PredicateFlag
+ATTRIBUTES = frozenset((METHOD, AUTHORITY, HEADER, QUERY, COOKIE))
 HAS_HEADERS, HAS_QUERY, HAS_COOKIES = 1, 2, 4  # HostFlag
 DIMS = 5  # PLAN_DIMS
 ATTRS = 256  # PLAN_ATTRS
@@ -32,7 +33,8 @@ Key = tuple[int, bytes]  # subject and name of an attribute
 
 
 class Predicate(NamedTuple):
-    """One thing that a rule asks for. ``literal``: what a value has to begin with when it is a regex."""
+    """One thing that a rule asks for. ``literal``: what a value has to begin with when it is a regex.
+    ``key``: of the attribute that can rule it out."""
 
     subject: int
     kind: int
@@ -41,6 +43,7 @@ class Predicate(NamedTuple):
     value: bytes
     number: int
     literal: bytes
+    key: Key | None
 
 
 class Index(NamedTuple):
@@ -66,23 +69,24 @@ def _predicate(patterns: Patterns, subject: int, name: str, match: StringMatch, 
     if len(match) != 1:
         raise PlanError(f"match needs exactly one of exact, prefix, regex, present: {match!r}")
     ((kind, value),) = match.items()
-    key = name.encode()
+    asked = name.encode()
+    key = (subject, asked) if subject in ATTRIBUTES and not flags & NOT else None
     if kind == "present":
-        return Predicate(subject, PRESENT, flags, key, b"", 0, b"")
+        return Predicate(subject, PRESENT, flags, asked, b"", 0, b"", key)
     if not isinstance(value, str):
         raise PlanError(f"value of a match is no text: {match!r}")
     raw = value.encode()
     if kind == "regex":
         pattern = patterns.dfa(value)
         if pattern.whole:
-            return Predicate(subject, EXACT, flags & ~FOLD, key, pattern.literal, 0, b"")
-        return Predicate(subject, REGEX, flags & ~FOLD, key, raw, pattern.number, pattern.literal)
+            return Predicate(subject, EXACT, flags & ~FOLD, asked, pattern.literal, 0, b"", key)
+        return Predicate(subject, REGEX, flags & ~FOLD, asked, raw, pattern.number, pattern.literal, key)
     if flags & FOLD:
         raw = raw.lower()
     if kind == "exact":
-        return Predicate(subject, EXACT, flags, key, raw, 0, b"")
+        return Predicate(subject, EXACT, flags, asked, raw, 0, b"", key)
     if kind == "prefix":
-        return Predicate(subject, PREFIX, flags, key, raw, 0, b"")
+        return Predicate(subject, PREFIX, flags, asked, raw, 0, b"", key)
     raise PlanError(f"unknown kind of match: {kind}")
 
 
@@ -97,7 +101,7 @@ def _predicates(patterns: Patterns, match: Match) -> list[Predicate]:
     if "authority" in match:
         out.append(_predicate(patterns, AUTHORITY, "", match["authority"]))
     if "port" in match:
-        out.append(Predicate(PORT, EXACT, 0, b"", str(match["port"]).encode(), match["port"], b""))
+        out.append(Predicate(PORT, EXACT, 0, b"", str(match["port"]).encode(), match["port"], b"", None))
     for name, value in match.get("headers", {}).items():
         out.append(_predicate(patterns, HEADER, name.lower(), value))
     for name, value in match.get("query", {}).items():
@@ -107,10 +111,6 @@ def _predicates(patterns: Patterns, match: Match) -> list[Predicate]:
     for name, value in match.get("without_headers", {}).items():
         out.append(_predicate(patterns, HEADER, name.lower(), value, NOT))
     return out
-
-
-def _attribute(p: Predicate) -> bool:
-    return p.subject in (METHOD, AUTHORITY, HEADER, QUERY, COOKIE) and not p.flags & NOT
 
 
 def _hash(key: Key) -> int:
@@ -144,25 +144,24 @@ class HostIndex:
             raise PlanError(f"{len(rules)} matches for one host; the limit is {MAX_RULES}")
         order = self._attributes(rules)
         by_path = any(p.subject == PATH for _, predicates in rules for p in predicates)
-        width = min(DIMS, by_path + max((self._width(ps, order) for _, ps in rules), default=0))
+        ranked = [self._ranked(predicates, order) for _, predicates in rules]
+        width = min(DIMS, by_path + max(map(len, ranked), default=0))
         path, fold = Trie(), Trie()
         attributes: dict[Key, _Attribute] = defaultdict(_Attribute)
         wild: list[Rules] = [[] for _ in range(width)]
         first = len(self._rows)
         for rule, (route_number, predicates) in enumerate(rules):
             used: set[int] = set()
-            dims = {
-                key: dim for dim, key in enumerate(self._ranked(predicates, order), by_path) if dim < width
-            }
+            dims = {key: dim for dim, key in enumerate(ranked[rule], by_path) if dim < width}
             indexed: list[Predicate] = []
             residual: list[Predicate] = []
             for p in predicates:
                 if p.subject == PATH:
                     dim = 0
                     trie = fold if p.flags & FOLD else path
-                elif _attribute(p) and (p.subject, p.name) in dims:
-                    dim = dims[p.subject, p.name]
-                    trie = attributes[p.subject, p.name].trie
+                elif p.key in dims:
+                    dim = dims[p.key]
+                    trie = attributes[p.key].trie
                 else:
                     residual.append(p)
                     continue
@@ -172,8 +171,8 @@ class HostIndex:
                     trie.exact(p.value, dim, rule)
                 elif p.kind == PREFIX or p.literal or p.subject == PATH:
                     trie.prefix(p.value if p.kind == PREFIX else p.literal, dim, rule)
-                else:
-                    attributes[p.subject, p.name].present[dim].append(rule)
+                elif p.key:
+                    attributes[p.key].present[dim].append(rule)
             for dim in range(width):
                 if dim not in used:
                     wild[dim].append(rule)
@@ -186,20 +185,16 @@ class HostIndex:
         uses: Counter[Key] = Counter()
         for _, predicates in rules:
             for p in predicates:
-                if _attribute(p):
-                    values[p.subject, p.name].add((p.kind, p.value))
-                    uses[p.subject, p.name] += 1
+                if p.key:
+                    values[p.key].add((p.kind, p.value))
+                    uses[p.key] += 1
         ranked = sorted(values, key=lambda key: (-len(values[key]), -uses[key], key))
         # a method or authority needs no place in the table of names, but counts all the same
         return {key: rank for rank, key in enumerate(ranked[:ATTRS])}
 
     @staticmethod
     def _ranked(predicates: list[Predicate], order: dict[Key, int]) -> list[Key]:
-        keys = {(p.subject, p.name) for p in predicates if _attribute(p)}
-        return sorted(keys & order.keys(), key=order.__getitem__)
-
-    def _width(self, predicates: list[Predicate], order: dict[Key, int]) -> int:
-        return len(self._ranked(predicates, order))
+        return sorted({p.key for p in predicates if p.key in order}, key=order.__getitem__)
 
     def _rule(self, route: int, indexed: list[Predicate], residual: list[Predicate]) -> None:
         out = self._out

@@ -130,7 +130,28 @@ CLUSTER = "outbound|2||upstream"
         (["routes", "mesh *", "routes"], [{"name": "x"}], "matches is missing"),
         (["routes", "mesh *", "routes"], [{"name": "x", "matches": []}], "needs one action"),
         (["routes", "mesh *", "source"], ["a\r\nb"], "line break"),
-        (["routes"], {b"x": {}}, "key"),
+        (["routes"], {b"x": {}}, "tables.routes, key: b'x' is not a str"),
+        (
+            ["routes", "mesh *", "routes", 0, "destinations", 0, "weight"],
+            -1,
+            "].routes[0].destinations[0].weight: -1",
+        ),
+        (
+            ["routes", "mesh *", "routes", 0, "matches"],
+            [{}, {"ignore_case": 1}],
+            "].matches[1].ignore_case: 1",
+        ),
+        (
+            ["routes", "mesh *", "routes", 0, "matches"],
+            [{"headers": {"a": {"exact": "\0"}}}],
+            ".headers[a].exact: ",
+        ),
+        (["routes", "mesh *", "routes", 0, "rewrite"], {"regex": ["a"]}, "rewrite.regex: 2 items are wanted"),
+        (
+            ["routes", "mesh *", "routes", 0, "direct"],
+            {"status": 200, "body": "x"},
+            "direct.body: 'x' is not a bytes",
+        ),
         (["breakers"], None, "breakers"),
     ],
 )

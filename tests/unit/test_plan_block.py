@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -170,6 +173,20 @@ def test_the_same_tables_give_the_same_bytes() -> None:
     plan = _plan.PlanView(other.plan)
     assert (plan.epoch, plan.version) == (3, 5)
     assert other.plan[HEADER.size :] == first.plan[HEADER.size :]
+
+
+def test_the_same_tables_give_the_same_bytes_in_every_process() -> None:
+    """Sets of strings have another order in each."""
+    told = "from tests.unit.test_plan_block import *; print(compiled(world()).plan.hex())"
+    for seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", told],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert bytes.fromhex(done.stdout) == compiled(world()).plan
 
 
 def test_hosts_with_the_same_matches_share_the_index() -> None:

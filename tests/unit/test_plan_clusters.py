@@ -3,6 +3,7 @@ plan."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections import Counter
 from itertools import pairwise
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastproxy import _plan
 from fastproxy.plan import ClusterName, EndpointName, PlanError
-from fastproxy.plan.clusters import MAX_SCHEDULE, schedule
+from fastproxy.plan.clusters import MAX_SCHEDULE, address, schedule
 from fastproxy.slots import Slots, SlotsFull, SlotTable
 from fastproxy.tables import Endpoint, Tables
 from tests.support.plans import CLUSTER, compiled, tables
@@ -54,6 +55,40 @@ def test_addresses() -> None:
     ]
     assert found[CLUSTER].endpoints[0].address == socket.inet_pton(socket.AF_INET, "10.0.0.1")
     assert found[CLUSTER].endpoints[1].address == socket.inet_pton(socket.AF_INET6, "fd00::1")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "1.2.3.4",
+        "[1.2.3.4]",
+        "255.255.255.255",
+        "01.2.3.4",
+        "1.2.3",
+        "1.2.3.256",
+        "1.2.3.4.5",
+        "0x1.2.3.4",
+        "1.2.3.4 ",
+        "\uff11.2.3.4",
+        "1.2.3.4\0",
+        "\ud800",
+        "FD00:0::1",
+        "::ffff:1.2.3.4",
+        "fe80::1%eth0",
+        "",
+        "name.test",
+    ],
+)
+def test_an_address_is_what_python_calls_one(host: str) -> None:
+    found = address(host, 80)
+    try:
+        ip = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        assert found is None
+        return
+    assert found
+    name = ip.compressed if ip.version == 4 else f"[{ip.compressed}]"
+    assert (found.name, found.raw) == (f"{name}:80", ip.packed.ljust(16, b"\0"))
 
 
 def test_unix_path_has_a_limit() -> None:
