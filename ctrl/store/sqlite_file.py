@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,7 @@ def open_file(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise in_words(path, error) from error
     try:
-        _check(path, connection)
+        _check_when_free(path, connection)
         return connection
     except sqlite3.Error as error:
         connection.close()
@@ -133,9 +134,22 @@ def _make(path: Path) -> None:
         return  # another process was quicker
 
 
+def _check_when_free(path: Path, connection: sqlite3.Connection) -> None:
+    """While another process makes the file a store, SQLite says at once that it is busy."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return _check(path, connection)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def _check(path: Path, connection: sqlite3.Connection) -> None:
     """Refuses what is not ours before anything is written to it."""
-    application, form, tables = _look(connection)
+    with transaction(connection, "DEFERRED"):  # all of one moment: another process may be making it
+        application, form, tables = _look(connection)
     new = (application, form, tables) == (0, 0, 0)
     if not new:
         _check_ours(path, application, form)

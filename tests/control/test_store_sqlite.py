@@ -13,14 +13,17 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import durability
 from ctrl.model import StoreError
 from ctrl.store.sqlite import SqliteStore
+from ctrl.store.sqlite_file import open_file
 from tests.control.stores import draft, on_loop, put, texts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -436,3 +439,26 @@ async def test_a_file_that_went_is_not_written_to(how: str, tmp_path: Path) -> N
         aside.rename(path)
         assert (await store.commit(3, draft(put("x", "y")))).version == 4
     await store.close()
+
+
+def test_several_that_open_a_new_store_at_once_open_one(tmp_path: Path) -> None:
+    """Two control planes started together: one looked at the file while the other made it a store, and took
+    it for the file of another program, or ended since the file was busy."""
+    for number in range(20):
+        path, epochs, start = tmp_path / f"{number}.db", [], threading.Barrier(4)
+
+        def open_one(path: Path = path, epochs: list[object] = epochs, start: Any = start) -> None:
+            start.wait()
+            try:
+                connection = open_file(path)
+                epochs.append(connection.execute("SELECT epoch FROM head").fetchone())
+                connection.close()
+            except StoreError as error:
+                epochs.append(str(error))
+
+        threads = [threading.Thread(target=open_one) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(epochs) == 4 and len(set(epochs)) == 1, epochs
