@@ -277,6 +277,7 @@ class _End:
         self.answerer: asyncio.TimerHandle | None = None
         self.reporter: asyncio.TimerHandle | asyncio.Handle | None = None
         self.well = False  # the connection stands
+        self.refused = False  # the publisher's choice, or ours: not tried again for a while
         self.fresh = True  # it is another than the one that the lanes were made for
         self.nonce = b""
         subscriber = self.open(zmq.SUB, WAITING, MAX_BODY)
@@ -318,8 +319,16 @@ class _End:
             self.well = self.fresh = True
             self.probe()
             return
+        if self.refused:
+            return  # the rest of a story that was told
         why = _REFUSALS.get(event, "")
-        if event == zmq.EVENT_DISCONNECTED:
+        if why:
+            if self.link._curve is None:
+                why = _REFUSALS[zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL]
+            self.refused = True
+            self.probed = self.link._loop.time()
+            self.disconnect()  # ZeroMQ would try ten times a second
+        elif event == zmq.EVENT_DISCONNECTED:
             why = "has closed the connection" if self.well else ""
             self.well = False
         elif event == zmq.EVENT_CLOSED:
@@ -424,7 +433,11 @@ class _End:
         """ZeroMQ tries again by itself where nobody answers, but never where it was refused or did not
         understand: yet a key may be allowed later, and another program may listen there by then."""
         self.probed = self.link._loop.time()
-        with contextlib.suppress(zmq.ZMQError):  # when it gave up, there is nothing to disconnect
-            self.publish.socket.disconnect(self.address)
+        self.disconnect()
+        self.refused = False
         self.publish.socket.connect(self.address)
         self.publish.look_again()
+
+    def disconnect(self) -> None:
+        with contextlib.suppress(zmq.ZMQError):  # when ZeroMQ gave up, there is nothing to disconnect
+            self.publish.socket.disconnect(self.address)
