@@ -224,8 +224,9 @@ class Downstream:
     @property
     def report_ms(self) -> int:
         """What heartbeats say."""
-        fewest = len(self._ears) / REPORTS_A_SECOND
-        seconds = self.base_report if self.open_report is None else max(self.open_report, fewest)
+        seconds = self.base_report
+        if self.open_report is not None:
+            seconds = min(seconds, max(self.open_report, len(self._ears) / REPORTS_A_SECOND))
         return max(int(1000 * seconds), self.least_report_ms)
 
     @property

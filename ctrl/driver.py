@@ -12,7 +12,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ctrl.model import Candidate, Conflict, StoreError
-from ctrl.publisher import OPEN_REPORT
 from ctrl.rollout import Phase, Plan, Rollout, Seen
 from fastproxy.wire import lot
 
@@ -61,7 +60,8 @@ class Driver:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def _seen(self) -> list[Seen]:
-        return seen(self._plane.fleet, self._epoch, self.version, self._began)
+        report = self._plane.publisher.down.report_ms / 1000
+        return seen(self._plane.fleet, self._epoch, self.version, self._began, report)
 
     async def _run(self) -> None:
         fleet = self._plane.fleet
@@ -110,10 +110,10 @@ class Driver:
             self.rollout.abort("another control plane has ended it")
 
 
-def seen(fleet: Fleet, epoch: int, version: int, began: dict[str, float]) -> list[Seen]:
+def seen(fleet: Fleet, epoch: int, version: int, began: dict[str, float], report: float) -> list[Seen]:
     """All proxies that are present, as a rollout of that version looks at them. ``began``: since when each
     was seen serving it, kept here from call to call: what a proxy reported before, it may have counted with
-    the old one."""
+    the old one. ``report``: seconds between two reports now; with many proxies they are rare."""
     out = []
     now = time.monotonic()
     for proxy in fleet.proxies():
@@ -133,7 +133,7 @@ def seen(fleet: Fleet, epoch: int, version: int, began: dict[str, float]) -> lis
                 else "",
                 requests=proxy.requests,
                 errors=proxy.errors,
-                counted=serving and now - since >= REPORTED * min(OPEN_REPORT, fleet.report),
+                counted=serving and now - since >= REPORTED * report,
             )
         )
     return out

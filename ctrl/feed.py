@@ -20,7 +20,7 @@ from fastproxy.tables import NAMES, Tables
 from fastproxy.wire import Ask, Attributes, Heartbeat, Snapshot, Update, encode, view_topic
 
 JOURNAL_STEPS = 4096
-JOURNAL_KEYS = 1_000_000
+JOURNAL_LEAST, JOURNAL_ROWS = 10_000, 4  # keys that it remembers: so many, or so many times the rows
 RANGES = 64  # different ranges to one head whose bytes are kept
 LARGE = 500  # rows from which packing is work for a thread
 SMALL = 64  # so many touched keys are a range, however few rows there are
@@ -297,7 +297,8 @@ class Feed:
         self.rows.apply(changes, total)
         self._journal.append(Step(self.version, self.hash, touched))
         self._keys += len(touched)
-        while self._journal and (len(self._journal) > JOURNAL_STEPS or self._keys > JOURNAL_KEYS):
+        most = max(JOURNAL_LEAST, JOURNAL_ROWS * len(self.rows))  # more of them are a snapshot sooner
+        while self._journal and (len(self._journal) > JOURNAL_STEPS or self._keys > most):
             self._keys -= len(self._journal.popleft().touched)
         self.version, self.hash = version, digest(total)
         self.decided = max(self.decided, decided, version)

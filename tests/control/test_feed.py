@@ -165,7 +165,8 @@ def test_the_journal_is_bounded_by_steps_and_by_keys(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(feeds, "JOURNAL_STEPS", 3)
     feed, stood = grown(*[tables(a=i) for i in range(6)])
     assert [isinstance(answers(feed, ask(*at))[0], Update) for at in stood[:-1]] == [False] * 2 + [True] * 3
-    monkeypatch.setattr(feeds, "JOURNAL_KEYS", 10)
+    monkeypatch.setattr(feeds, "JOURNAL_LEAST", 10)
+    monkeypatch.setattr(feeds, "JOURNAL_ROWS", 2)
     feed, stood = grown(*[{**tables(), "breakers": {str(k): {"i": i} for k in range(4)}} for i in range(6)])
     assert [isinstance(answers(feed, ask(*at))[0], Update) for at in stood[:-1]] == [False] * 3 + [True] * 2
 

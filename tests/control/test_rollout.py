@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctrl.driver import seen
+from ctrl.fleet import Fleet
 from ctrl.model import Candidate, Conflict, Draft, StoreError
 from ctrl.plane import Busy, Plane, Unfit, Wish
 from ctrl.rollout import STEPS, Condition, Event, Phase, Plan, Rollout, Seen, Stage, Traffic
 from ctrl.store.memory import MemoryStore
-from fastproxy.wire import WHOLE, lot
+from fastproxy.wire import WHOLE, Attributes, Report, lot
 from tests.control.links import until
 from tests.control.planes import Proxies, World, put
 from tests.support.server import host
@@ -448,3 +451,15 @@ def test_a_candidate_that_was_ended_elsewhere_is_given_up() -> None:
             await until(lambda: crew.serve(1), "all are back")
 
     asyncio.run(main())
+
+
+def test_what_a_proxy_counted_is_the_candidates_only_after_a_report_at_the_pace_of_today() -> None:
+    """With ten thousand proxies each reports every five seconds, though a candidate is open: the counts of
+    the first five seconds are still those of the version before."""
+    known = Fleet(5.0)
+    known.on_report(
+        Report(node="a", attributes=Attributes(), state="LIVE", epoch=1, version=2, serving=2, requests=9)
+    )
+    began = {"a": time.monotonic() - 4}
+    assert [p.counted for p in seen(known, 1, 2, began, 5.0)] == [False]
+    assert [p.counted for p in seen(known, 1, 2, began, 1.0)] == [True]
