@@ -245,6 +245,7 @@ class ProgressAnswer(Given):
     p99_us: Annotated[int, Field(alias="p99Us")]
     max_us: int
     seen: Annotated[int, Field(description="give it back to wait for the next change")]
+    gathering: Annotated[bool, Field(description="just started: proxies that were there may come back")]
 
 
 class VerifiedProxy(Given):

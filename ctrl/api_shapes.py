@@ -162,7 +162,7 @@ def _proxy(plane: Plane, proxy: Proxy) -> m.ProxyRow:
     )
 
 
-def progress(p: Progress, seen: int) -> m.ProgressAnswer:
+def progress(p: Progress, seen: int, gathering: bool) -> m.ProgressAnswer:
     return m.ProgressAnswer(
         version=p.version,
         total=p.total,
@@ -174,6 +174,7 @@ def progress(p: Progress, seen: int) -> m.ProgressAnswer:
         p99_us=p.p99_us,
         max_us=p.max_us,
         seen=seen,
+        gathering=gathering,
     )
 
 

@@ -97,16 +97,26 @@ class Bell:
 
 class Plane:
     """See the module. It is the publisher's Source. ``lapse``: seconds after which the owner of a candidate
-    who does not renew it counts as dead. ``publishing``: passed on to :class:`ctrl.publisher.Publisher`."""
+    who does not renew it counts as dead. ``gather``: seconds after the start in which proxies that were there
+    before come back. ``publishing``: passed on to :class:`ctrl.publisher.Publisher`."""
 
     def __init__(
-        self, store: Store, *, name: str = "", keep: int = 1000, lapse: float = 10.0, **publishing: Any
+        self,
+        store: Store,
+        *,
+        name: str = "",
+        keep: int = 1000,
+        lapse: float = 10.0,
+        gather: float = 0.0,
+        **publishing: Any,
     ) -> None:
         self.store = store
         self.name = name or socket.gethostname()
         self.owner = f"{self.name} {secrets.token_hex(4)}"
         self.keep = keep
         self.lapse = lapse
+        self.gather = gather
+        self._gathered = float("-inf")  # when that is over
         self.views = Views()
         self.fleet = Fleet()
         self.publisher = Publisher(self, self.fleet, name=self.name, **publishing)
@@ -141,6 +151,8 @@ class Plane:
             async with self._lock:
                 await self._load()
             await self.publisher.open()
+            if self._head.decided:  # else nobody has anything of ours
+                self._gathered = time.monotonic() + self.gather
             await self.look()
         except BaseException:
             await self.close()
@@ -224,6 +236,12 @@ class Plane:
         return self._contents
 
     @property
+    def gathering(self) -> float:
+        """Seconds for which the fleet is not all there yet, as we have just started: who is not seen may be
+        on its way back."""
+        return max(self._gathered - time.monotonic(), 0.0)
+
+    @property
     def rollout(self) -> dict[str, Any]:
         """The rollout that goes on, else the last one that this process knows of; as GET /v1/rollout shows
         it."""
@@ -302,6 +320,9 @@ class Plane:
         problems: Sequence[Problem] = (),
         whole: bool = False,
     ) -> Outcome:
+        if wish.plan and not wish.dry_run and self.gathering:  # stages of nobody would be over at once
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.closing.wait(), self.gathering)
         async with self._lock:
             for _ in range(ATTEMPTS):
                 known = await self._understand()

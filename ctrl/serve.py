@@ -29,6 +29,7 @@ RECEIVE_SECONDS = 60.0  # first byte of a request, or the connection, to the req
 IDLE_SECONDS = 75
 END_SECONDS = 5  # that answers have after SIGTERM
 CONNECTIONS = 1000
+GATHER_SECONDS = 5.0  # after a restart: ZeroMQ tries again every 3 s at the latest
 LAPSE_SECONDS, LAPSE_BEATS = 3.0, 10  # without a word from who drives a rollout, until it counts as dead
 
 
@@ -79,6 +80,7 @@ def make_plane(options: Options) -> Plane:
         name=options.name,
         keep=options.keep,
         lapse=max(LAPSE_SECONDS, LAPSE_BEATS * options.heartbeat),
+        gather=GATHER_SECONDS,
         bind=options.publish,
         heartbeat=options.heartbeat,
         report=options.report,

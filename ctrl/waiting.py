@@ -81,7 +81,8 @@ def wait(
     """Until every connected proxy serves ``version``, or each of them has answered and one rejected it, or
     ``seconds`` are over. The time of a rollout's stages does not count: they end by themselves.
 
-    A server that is away for a moment is asked again. Raises ApiError.
+    A server that is away for a moment is asked again; one that was started a moment ago learns only by and by
+    who is there. Raises ApiError.
     """
     bar = Bar()
     begin = clock()
@@ -121,8 +122,9 @@ def wait(
             if rolling:
                 continue
             refused = len(_rejected(progress))
-            if serving + refused >= max(total, least) or clock() >= deadline:
-                return Outcome(not refused and serving >= max(total, least), progress, "", clock() - begin)
+            answered = serving + refused >= max(total, least) and not progress.get("gathering")
+            if answered or clock() >= deadline:
+                return Outcome(answered and not refused, progress, "", clock() - begin)
 
 
 def _aborted(client: Client, version: int, state: dict[str, Any]) -> str:
@@ -169,6 +171,8 @@ def tell(outcome: Outcome, version: int) -> None:
     else:
         took = spell(int(outcome.waited * 1e6))
         show.fail(f"{serving}/{total} serve version {version} after {took}; it stays applied")
+    if progress.get("gathering"):
+        show.hint("  the server was started a moment ago: proxies may be on their way back to it")
     for row in _rejected(progress)[:MOST_NAMED]:
         show.hint(f"  {word(row, 'node')} rejected it: {word(row, 'error')}")
     _name("rejected it", len(_rejected(progress)) - MOST_NAMED)
