@@ -125,7 +125,7 @@ Action = Apply | Prepare | Flip | Settle | Drop | Send | Tell | Say
 class Done:
     """How an action went: ``version`` serves now (after Prepare: is held; after Drop it is the base's), or
     could not for ``error``. Times in microseconds, as in :class:`fastproxy.wire.Answer`. epoch: the link's
-    business; 0: that of today."""
+    business; 0: that of today. note: it serves, and yet something of it does not."""
 
     version: int
     hash: bytes
@@ -134,3 +134,4 @@ class Done:
     compile_us: int = 0
     swap_us: int = 0
     epoch: int = 0
+    note: str = ""

@@ -88,7 +88,8 @@ class Applier(Protocol):
         ...
 
     def report(self) -> dict[str, Any]:
-        """Fields of :class:`fastproxy.wire.Report` that only it knows."""
+        """Fields of :class:`fastproxy.wire.Report` that only it knows, and ``trouble``: what does not serve
+        though the version does."""
         ...
 
 
@@ -243,6 +244,7 @@ class Link:
         except Exception as e:  # a report without it is better than none
             known = {}
             self._tell_log(Say(f"the report lacks what workers know: {type(e).__name__}: {e}"))
+        trouble = known.pop("trouble", "")
         return encode(
             Report(
                 node=sync.node,
@@ -252,7 +254,7 @@ class Link:
                 version=sync.version,
                 hash=sync.hash,
                 serving=sync.serving if sync.serving_epoch == sync.epoch else 0,
-                error=clean(sync.trouble()),
+                error=clean(sync.trouble() or trouble),
                 release=self.release,
                 **known,
             )

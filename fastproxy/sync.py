@@ -579,7 +579,7 @@ class Sync:
         if not hash:
             return []
         times = (done.us, done.compile_us, done.swap_us)
-        answer = Answer(self.node, epoch, done.version, hash, result, *times, clean(done.error))
+        answer = Answer(self.node, epoch, done.version, hash, result, *times, clean(done.error or done.note))
         if candidate:
             candidate.answer = answer
         message = Answers(answers=[answer])

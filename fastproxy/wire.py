@@ -231,7 +231,8 @@ RESULTS = (PREPARED, SERVING, REJECTED)
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What one proxy did with one version. Times in microseconds: from the message's arrival to now, of this
-    the compile, and the longest swap of a worker. ``error``: why it was rejected."""
+    the compile, and the longest swap of a worker. ``error``: why it was rejected, or what of a version that
+    serves does not (a listener that cannot be opened)."""
 
     node: str
     epoch: int

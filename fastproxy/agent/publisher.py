@@ -193,6 +193,15 @@ class Publisher:
         for name, e in self.listeners.errors.items():
             log.error(f"listener {name}: {e.what}", do=e.do)
 
+    def trouble(self) -> str:
+        """What of the version that serves does not: listeners that could not be opened, and are tried again,
+        and workers that have not said that they took it."""
+        told = [f"listener {name}: {e.what}" for name, e in self.listeners.errors.items()]
+        outcome = self.current.outcome if self.current else None
+        if outcome and (late := [i for i in outcome.missing if self._supervisor.lags(i, outcome.version)]):
+            told.append(f"workers {', '.join(map(str, late))} have not taken it yet")
+        return "; ".join(told)
+
     def close(self) -> None:
         self._compiler.shutdown()
         for prepared in list(self._prepared):

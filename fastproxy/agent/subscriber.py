@@ -212,6 +212,7 @@ class Subscriber(Source):
             "requests": requests,
             "errors": errors,
             "breakers": self._orders.report(),
+            "trouble": self._publisher.trouble(),
             "admin": "" if self._settings.admin == "off" else self._settings.admin,
             "started_ms": self._started_ms,
         }
@@ -230,6 +231,8 @@ class Subscriber(Source):
                 self._serving = version
                 if self._first and not self._first.done() and self._publisher.current:
                     self._first.set_result(self._publisher.current)
+        if not done.error:
+            done.note = self._publisher.trouble()
         done.us = int((time.monotonic() - arrived) * 1e6)
         return done
 

@@ -79,6 +79,11 @@ class Supervisor:
         """Every worker serves some plan."""
         return all(w.state is State.READY and w.serving for w in self.workers)
 
+    def lags(self, worker: int, version: int) -> bool:
+        """That worker lives and serves an older plan."""
+        one = self.workers[worker]
+        return one.state is not State.IDLE and one.serving != version
+
     async def publish(self, version: int, fd: int, timeout: float = 10.0) -> Outcome:
         """Give all workers this plan and wait until each serves or rejects it. ``fd`` stays the caller's."""
         started = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import threading
@@ -87,6 +88,39 @@ def to_origin(port: int, host: str = "127.0.0.1") -> Tables:
 
 
 # --- served and answered for ---
+
+
+def test_a_listener_that_cannot_be_opened_is_told(control: ControlPlane, state: Path) -> None:
+    """The version serves, and not all of it: the answer, the report and /plan say which listener and why."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        tables = routes(("a", 200))
+        tables["listeners"][f"127.0.0.1:{port}"] = {"address": "127.0.0.1", "port": port, "protocol": "HTTP"}
+        version = control.publish(tables)
+        with Proxy(control=control.address, state=state, node="a") as proxy:
+            wait_serving(proxy, version)
+
+            def error() -> str:
+                return str(control.proxies("error")[0]["error"]) if control.proxies("error") else ""
+
+            until(lambda: f"listener 127.0.0.1:{port}" in error() and "in use" in error())
+            taken.close()
+            until(lambda: error() == "")
+            assert status_of(f"127.0.0.1:{port}") == 404, "it is open now"
+
+
+def test_a_worker_that_stands_still_is_told(control: ControlPlane, state: Path) -> None:
+    control.publish(routes(("a", 200)))
+    with Proxy(control=control.address, state=state, node="a", workers=2) as proxy:
+        still = proxy.workers()[1]
+        os.kill(still, signal.SIGSTOP)
+        try:
+            control.publish(routes(("a", 201)))
+            until(lambda: "workers 1 have not taken it yet" in control.proxies("error")[0]["error"], 20)
+        finally:
+            os.kill(still, signal.SIGCONT)
+        until(lambda: control.proxies("error")[0]["error"] == "")
+
 
 
 def test_what_is_published_serves_and_is_answered_for(control: ControlPlane) -> None:
