@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 MAX_WAIT = 60.0  # seconds of one long poll
 MAX_HISTORY = 1000
+MAX_WATCHERS = 100  # each remembers the fleet as it told it last
 STATUSES = {
     400: "it is no request",
     401: "a token is needed",
@@ -292,6 +293,8 @@ def _add_watching(app: FastAPI, plane: Plane) -> None:
     )
     async def watch() -> StreamingResponse:
         """Events as they happen: version, proxy, rollout, refused."""
+        if plane.watchers >= MAX_WATCHERS:
+            raise HTTPException(503, f"{plane.watchers} are watching already")
         return StreamingResponse(stream(plane), media_type="application/x-ndjson")
 
 

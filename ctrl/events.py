@@ -4,8 +4,9 @@ and a slow reader costs nothing; of what changed twice meanwhile it sees the las
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import TYPE_CHECKING, Any
 
 from ctrl.model import StoreError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 EVERY = 0.1  # seconds between two looks, at the least
 BEAT = 15.0  # seconds of quiet after which an empty line shows that the connection lives
 MAX_VERSIONS = 100  # told one by one when many came between two looks
+TOGETHER = 100  # events that are written at once
 
 Event = dict[str, Any]
 
@@ -28,7 +30,7 @@ class Events:
         self._version = plane.head().version
         self._refused = plane.fleet.refused[-1] if plane.fleet.refused else None
         self._rollout = self._of_rollout()
-        self._proxies = self._of_proxies()
+        self._proxies = plane.fleet.picture()
 
     async def first(self) -> list[Event]:
         """Where we stand, so that a watcher sees at once that it is connected."""
@@ -45,9 +47,9 @@ class Events:
         if rollout != self._rollout:
             self._rollout = rollout
             out.append({"type": "rollout", **rollout})
-        proxies = self._of_proxies()
+        proxies = plane.fleet.picture()
         for node, row in proxies.items():
-            if self._proxies.get(node) != row:
+            if self._proxies.get(node) is not row:
                 state, epoch, number, error = row
                 proxy = plane.fleet.get(node)
                 out.append(
@@ -104,14 +106,19 @@ class Events:
         now = self._plane.rollout
         return {key: now[key] for key in ("version", "state", "stage", "share", "reason") if key in now}
 
-    def _of_proxies(self) -> dict[str, tuple[str, int, int, str]]:
-        return {
-            p.node: (p.state, p.epoch, p.version, p.problem or p.error) for p in self._plane.fleet.proxies()
-        }
-
 
 async def stream(plane: Plane) -> AsyncIterator[bytes]:
-    """Newline-delimited JSON, until the plane closes."""
+    """Newline-delimited JSON, until the plane closes. ``plane.watchers`` counts who is there."""
+    plane.watchers += 1
+    try:
+        async with contextlib.aclosing(_lines(plane)) as told:
+            async for lines in told:
+                yield lines
+    finally:
+        plane.watchers -= 1
+
+
+async def _lines(plane: Plane) -> AsyncGenerator[bytes, None]:
     events = Events(plane)
     found = await events.first()
     loop = asyncio.get_running_loop()
@@ -119,7 +126,10 @@ async def stream(plane: Plane) -> AsyncIterator[bytes]:
     while not plane.closing.is_set():
         if found:
             quiet = loop.time()
-            yield b"".join(json.dumps(event).encode() + b"\n" for event in found)
+            for start in range(0, len(found), TOGETHER):
+                yield b"".join(
+                    json.dumps(event).encode() + b"\n" for event in found[start : start + TOGETHER]
+                )
         elif loop.time() - quiet > BEAT:
             quiet = loop.time()
             yield b"\n"

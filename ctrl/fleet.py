@@ -33,6 +33,8 @@ SEATS = 4  # of one name
 LAGGARDS = 1000  # names in one Progress
 SETTLE, SETTLE_EACH = 0.005, 2e-6  # seconds, and per proxy, in which changes are told as one
 
+Told = tuple[str, int, int, str]  # state, epoch, version that serves, error
+
 LOST = "LOST"
 UNKNOWN = "UNKNOWN"  # a state that we have no word for
 STATES = {state.value for state in State}
@@ -145,6 +147,7 @@ class Fleet:
         self._memory = memory
         self._size = 0
         self._present = 0
+        self._picture: tuple[int, dict[str, Told]] = (-1, {})
         self._progress: tuple[tuple[int, int, int], Progress] | None = None
         self._watchers: set[asyncio.Future[None]] = set()
         self._telling: asyncio.TimerHandle | None = None
@@ -259,6 +262,18 @@ class Fleet:
     def proxies(self) -> list[Proxy]:
         """All of them by name, lost ones included."""
         return sorted(self._proxies.values(), key=lambda proxy: proxy.node)
+
+    def picture(self) -> dict[str, Told]:
+        """What can be told of each proxy, by name, to be read only: a row is the very object of the picture
+        before, unless it has changed, and who asks twice gets one picture."""
+        seen, before = self._picture
+        if seen != self.changed:
+            now = {}
+            for p in self.proxies():
+                row, old = (p.state, p.epoch, p.version, p.problem or p.error), before.get(p.node)
+                now[p.node] = old if old == row else row
+            self._picture = self.changed, now
+        return self._picture[1]
 
     def get(self, node: str) -> Proxy | None:
         return self._proxies.get(node)

@@ -126,6 +126,7 @@ class Plane:
         self.driver: Driver | None = None  # of the last rollout that is, or was, ours
         self.followed: Candidate | None = None  # the last candidate that was not ours
         self.closing = asyncio.Event()
+        self.watchers = 0  # of GET /v1/watch
         self._head = Head(0)
         self._contents = Contents()
         self._known: Known | None = None
@@ -333,7 +334,8 @@ class Plane:
                 _judge(changes, trial, found, wish.strict)
                 done = Outcome(self._head.epoch, self._head.version, self._head.hash, problems=found)
                 done.warnings = trial.made.warnings
-                done.problems += [p for p in trial.made.problems if p not in known.made.problems]
+                before = set(known.made.problems)
+                done.problems += [p for p in trial.made.problems if p not in before]
                 done.dry_run = wish.dry_run
                 done.verbs = verbs(known.contents.resources, trial.changes)
                 if wish.dry_run:

@@ -26,6 +26,7 @@ from ctrl.tokens import Tokens
 from ctrl.zap import Authority
 
 RECEIVE_SECONDS = 60.0  # first byte of a request, or the connection, to the request's end
+SEND_SECONDS = 30.0  # in which somebody who is sent something must read a part of it
 IDLE_SECONDS = 75
 END_SECONDS = 5  # that answers have after SIGTERM
 CONNECTIONS = 1000
@@ -174,9 +175,11 @@ class _Server(Server):
 
 
 class Connection(HttpToolsProtocol):
-    """Uvicorn's, but who does not send a whole request in time is disconnected."""
+    """Uvicorn's, but who does not send a whole request in time, or reads nothing of its answer, is
+    disconnected: what waits for it is memory."""
 
     _late: asyncio.TimerHandle | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -193,6 +196,29 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._has_come()
+        self._is_read()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._is_read()
+        self._look(sys.maxsize)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._is_read()
+
+    def _look(self, before: int) -> None:
+        """Bytes that waited when we looked last."""
+        left = self.transport.get_write_buffer_size()
+        if left >= before:
+            self.transport.abort()
+        else:
+            self._unread = self.loop.call_later(SEND_SECONDS, self._look, left)
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def _expect(self) -> None:
         if self._late is None:

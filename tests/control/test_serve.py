@@ -16,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import Response
 
 from ctrl import keys
 from ctrl.api import create_api
@@ -187,6 +188,57 @@ def test_half_a_request_does_not_stay_for_ever(monkeypatch: pytest.MonkeyPatch) 
                 writer.close()
             async with httpx.AsyncClient(trust_env=False) as client:
                 assert (await client.get(f"http://127.0.0.1:{port}/live")).text == "live\n"
+            signal.raise_signal(signal.SIGTERM)
+            await asyncio.wait_for(serving, 10)
+        await plane.close()
+
+    asyncio.run(main())
+
+
+def test_who_reads_nothing_of_its_answer_is_cut_off_and_who_reads_slowly_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer waits in memory for whoever asked. In this process, to make the time short."""
+    monkeypatch.setattr("ctrl.serve.SEND_SECONDS", 0.3)
+    monkeypatch.setattr("ctrl.api.MAX_WATCHERS", 1)
+    size = 8 << 20
+
+    async def main() -> None:
+        plane = Plane(MemoryStore(), bind="tcp://127.0.0.1:0")
+        await plane.start()
+        app = create_api(plane)
+        app.add_api_route("/large", lambda: Response(bytes(size)))
+        with listen("127.0.0.1:0", False) as listener:
+            port = listener.getsockname()[1]
+            serving = asyncio.create_task(_serve(app, listener, plane))
+            mute, slow, watcher = [
+                await asyncio.open_connection("127.0.0.1", port, limit=65536) for _ in range(3)
+            ]
+            for _, writer in (mute, slow):
+                writer.write(b"GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            read = 0
+            while read < size // 2:  # for longer than it takes to be called mute
+                read += len(await slow[0].readexactly(size // 16))
+                await asyncio.sleep(0.1)
+            whole = await asyncio.wait_for(slow[0].readexactly(size - read), 5)
+            assert read + len(whole) == size
+            got = 0
+            with contextlib.suppress(ConnectionResetError):
+                while data := await asyncio.wait_for(mute[0].read(1 << 20), 5):
+                    got += len(data)
+            assert got < size  # what the kernel had taken
+
+            watcher[1].write(b"GET /v1/watch HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            await watcher[0].readuntil(b"\r\n\r\n")
+            async with httpx.AsyncClient(trust_env=False) as client:
+                while not plane.watchers:
+                    await asyncio.sleep(0.01)
+                assert (await client.get(f"http://127.0.0.1:{port}/v1/watch")).status_code == 503
+                watcher[1].close()
+                while plane.watchers:
+                    await asyncio.sleep(0.01)
+            for _, writer in (mute, slow):
+                writer.close()
             signal.raise_signal(signal.SIGTERM)
             await asyncio.wait_for(serving, 10)
         await plane.close()
