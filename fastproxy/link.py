@@ -132,6 +132,7 @@ class Link:
         self._waiting: list[ApplierAction] = []
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # of the timer; uvloop's does not tell when it is about to ring
         self._loop: asyncio.AbstractEventLoop
 
     def restore(self, epoch: int, version: int, rows: Rows) -> None:
@@ -215,9 +216,10 @@ class Link:
     def _plan(self, now: float) -> None:
         """See that there is a tick in time."""
         due = self.sync.next_tick(now)
-        if self._timer is None or due < self._timer.when() - 0.001:
+        if self._timer is None or due < self._due - 0.001:
             if self._timer:
                 self._timer.cancel()
+            self._due = due
             self._timer = self._loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
