@@ -215,6 +215,19 @@ class ProxyRow(Given):
     errors: int
 
 
+class RelayRow(Given):
+    node: str
+    state: str
+    address: str
+    via: Annotated[str, Field(description="the relays above it")]
+    epoch: int
+    version: int
+    release: str
+    started_ms: int
+    proxies: Annotated[int, Field(description="that are present and reached through it, also by others")]
+    error: str
+
+
 class RefusedRow(Given):
     at_ms: int
     address: str
@@ -226,6 +239,7 @@ class StatusAnswer(Given):
     head: HeadAnswer
     candidate: CandidateRow | None = None
     proxies: list[ProxyRow]
+    relays: list[RelayRow]
     refused: list[RefusedRow]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -130,11 +131,31 @@ def status(plane: Plane) -> m.StatusAnswer:
         head=now,
         candidate=now.candidate,
         proxies=[_proxy(plane, proxy) for proxy in plane.fleet.proxies()],
+        relays=_relays(plane.fleet),
         refused=[
             m.RefusedRow(at_ms=r.at_ms, address=r.address, name=r.name, reason=r.reason)
             for r in reversed(plane.fleet.refused)
         ],
     )
+
+
+def _relays(fleet: Fleet) -> list[m.RelayRow]:
+    below = Counter(name for p in fleet.proxies() if p.present and p.via for name in p.via.split("/"))
+    return [
+        m.RelayRow(
+            node=relay.node,
+            state=relay.state,
+            address=relay.address,
+            via=relay.via,
+            epoch=relay.epoch,
+            version=relay.held,
+            release=relay.release,
+            started_ms=relay.started_ms,
+            proxies=below[relay.node],
+            error=relay.error,
+        )
+        for _, relay in sorted(fleet.relays.items())
+    ]
 
 
 def _proxy(plane: Plane, proxy: Proxy) -> m.ProxyRow:

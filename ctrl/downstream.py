@@ -130,7 +130,7 @@ class Downstream:
         self.heartbeat = heartbeat
         self.report = report
         self.open_report: float | None = None  # seconds; shorter reports for a while
-        self.least_report_ms = 0
+        self.least_report_ms = self.least_spread_ms = 0  # that those above a relay want
         self.on_gone: Callable[[View], None] | None = None  # a view was forgotten
         self.name = name or f"{os.uname().nodename}/{os.getpid()}"
         self.now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000
@@ -232,7 +232,8 @@ class Downstream:
     @property
     def spread_ms(self) -> int:
         """Over which proxies spread their answers to a version: none until there are many."""
-        return int(1000 * len(self._ears) / ANSWERS_A_SECOND) if len(self._ears) > CROWD else 0
+        ours = int(1000 * len(self._ears) / ANSWERS_A_SECOND) if len(self._ears) > CROWD else 0
+        return max(ours, self.least_spread_ms)
 
     def publish(self, frames: Sequence[bytes]) -> None:
         """To everybody who subscribed to the topic, the first frame."""

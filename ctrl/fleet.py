@@ -171,8 +171,8 @@ class Fleet:
         new = proxy or Proxy(report.node, report.attributes)
         rows = [row for row in report.breakers[:BREAKERS] if _is_breaker(row)]
         room = max(self._memory - self._size + new.size, new.size)  # who says no more than before is heard
-        size = _size(report) + sys.getsizeof(new.rejected_why)
-        size += (breakers := sum(ROW + sys.getsizeof(row[0]) for row in rows))
+        size = weight(report) + sys.getsizeof(new.rejected_why)
+        size += (breakers := weight_of_breakers(rows))
         if size > room:
             rows, size = [], size - breakers
         if size > room or (proxy is None and len(self._proxies) >= self._most):
@@ -409,11 +409,15 @@ def _share(times: list[int], percent: int) -> int:
     return times[max(0, -(-len(times) * percent // 100) - 1)] if times else 0
 
 
-def _size(report: Report) -> int:
+def weight(report: Report) -> int:
     """Bytes that are kept of a report, without its breakers."""
     texts = [report.node, report.via[:MAX_NAME], report.admin[:MAX_NAME], report.release[:MAX_NAME]]
     texts += [report.attributes.namespace, *(text for pair in report.attributes.labels for text in pair)]
     return PROXY + sum(map(sys.getsizeof, (*texts, report.error[:MAX_ERROR])))
+
+
+def weight_of_breakers(rows: list[Any]) -> int:
+    return sum(ROW + sys.getsizeof(row[0]) for row in rows)
 
 
 def _is_breaker(row: Any) -> bool:

@@ -27,6 +27,7 @@ import zmq
 
 from ctrl.downstream import Downstream, View
 from ctrl.feed import Feed
+from ctrl.fleet import weight, weight_of_breakers
 from fastproxy.link import ApplierAction, Link
 from fastproxy.rows import Changes, Rows
 from fastproxy.sockets import Readable, lane_address, open_socket
@@ -55,6 +56,8 @@ BEATS = 50  # heartbeats between two looks at the loop
 GATHER = 0.005  # seconds that answers wait for others
 TOGETHER = 500  # answers in one message
 NEWEST = 200_000  # proxies whose reports wait
+MEMORY = 512 * 1024 * 1024  # bytes of their reports
+LATE = 20_000  # answers that wait while nobody is there above; reports say the same
 FIRST = 3.0  # seconds that a new view waits for its rows, before its proxies are told that there are none
 FORGET = 600.0  # seconds after which a view is dropped that nobody asks or reports about
 MOST_VIEWS = 1024  # each has sockets of its own upwards
@@ -238,13 +241,14 @@ class Relay:
         feed.decided = head.decided
         if feed.candidate and feed.candidate.version == head.candidate:
             feed.stage(head.share)
-        self.down.least_report_ms = head.report_ms
+        self.down.least_report_ms, self.down.least_spread_ms = head.report_ms, head.spread_ms
         offset = head.now_ms - time.time_ns() // 1_000_000
         self.down.now_ms = lambda: time.time_ns() // 1_000_000 + offset
         candidate = feed.candidate
         told = (feed.epoch, feed.version, feed.decided, candidate and (candidate.version, candidate.share))
-        if self._told.get(view.name) != (*told, head.report_ms):
-            self._told[view.name] = (*told, head.report_ms)
+        pace = (head.report_ms, head.spread_ms)
+        if self._told.get(view.name) != (*told, *pace):
+            self._told[view.name] = (*told, *pace)
             self.down.beat(view)
 
 
@@ -292,7 +296,8 @@ class Upward:
         self.passed = 0  # messages, to each of those above
         self._answers: list[Answer] = []
         self._reports: dict[str, Report] = {}
-        self._known: dict[str, tuple[float, Report]] = {}  # node -> when, its newest
+        self._known: dict[str, tuple[float, Report, int]] = {}  # node -> when, its newest, bytes
+        self._size = 0  # of all of them
         self._timer: asyncio.TimerHandle | None = None
         self._lanes: dict[int, tuple[int, Readable]] = {}  # place above -> port, socket
 
@@ -300,8 +305,11 @@ class Upward:
         return 0  # who is above paces the reports of all
 
     def connect(self, sync: Sync) -> None:
-        """To the answer sockets that were announced. Who announces itself may be new, and not know us."""
-        self._reports.update((node, report) for node, (_, report) in self._known.items())
+        """To the answer sockets that were announced. Who announces itself may be new, and not know our
+        proxies; each view's link hears it for itself."""
+        for node, (_, report, _) in self._known.items():
+            if report.attributes == sync.attributes:
+                self._reports[node] = report
         for place, peer in enumerate(sync.peers):
             port = peer.announce.answer_port if peer.announce else 0
             known = self._lanes.get(place)
@@ -319,8 +327,8 @@ class Upward:
     def forget(self, seconds: float) -> None:
         """The reports of proxies that have been silent for so long."""
         old = time.monotonic() - seconds
-        for node in [node for node, (heard, _) in self._known.items() if heard < old]:
-            del self._known[node]
+        for node in [node for node, (heard, _, _) in self._known.items() if heard < old]:
+            self._size -= self._known.pop(node)[2]
 
     def close(self) -> None:
         if self._timer:
@@ -332,11 +340,15 @@ class Upward:
 
     def on_report(self, report: Report, address: str = "") -> None:
         via = f"{self.relay.name}/{report.via}" if report.via else self.relay.name
-        if report.node in self._known or len(self._known) < NEWEST:
-            report = dataclasses.replace(report, via=via[-1000:])
-            self._known[report.node] = (time.monotonic(), report)
-            self._reports[report.node] = report
-            self._soon()
+        before = self._known.get(report.node)
+        size, old = weight(report) + weight_of_breakers(report.breakers), before[2] if before else 0
+        if self._size + size - old > max(MEMORY, self._size) or (not before and len(self._known) >= NEWEST):
+            return
+        report = dataclasses.replace(report, via=via[-1000:])
+        self._known[report.node] = (time.monotonic(), report, size)
+        self._size += size - old
+        self._reports[report.node] = report
+        self._soon()
 
     def on_answers(self, answers: Sequence[Answer], address: str = "") -> None:
         self._answers += answers
@@ -357,7 +369,7 @@ class Upward:
             self._timer.cancel()
             self._timer = None
         if not self._lanes:
-            del self._answers[:-NEWEST]
+            del self._answers[:-LATE]
             return  # those above have not announced themselves yet
         answers, self._answers = self._answers, []
         reports, self._reports = self._reports, {}

@@ -117,7 +117,7 @@ def status(
     client: Client,
     output: Show = Output.TABLE,
 ) -> None:
-    """Every proxy: version, hash, lag, last error, address.
+    """Every proxy: version, hash, lag, last error, address; and every relay.
 
     Where the terminal is narrow columns are left out; -o json has all."""
     answer = client.status()
@@ -161,6 +161,22 @@ def status(
             ),
             [_proxy(row) for row in proxies],
         )
+    relays = rows(answer, "relays")
+    if relays:
+        show.say("")
+        show.table(
+            (
+                Column("RELAY"),
+                Column("STATE"),
+                Column("VERSION", right=True),
+                Column("PROXIES", right=True),
+                Column("ADDRESS", rank=2),
+                Column("VIA", rank=3),
+                Column("RELEASE", rank=4),
+                Column("LAST ERROR", rank=1, fold=True),
+            ),
+            [_relay(row) for row in relays],
+        )
     refused = rows(answer, "refused")
     if refused:
         show.say("")
@@ -203,6 +219,20 @@ def _proxy(row: Answer) -> list[show.Cell]:
         word(row, "namespace") or "–",
         word(row, "release") or "–",
         word(row, "admin") or "–",
+        Text(word(row, "error"), "red") if row.get("error") else "–",
+    ]
+
+
+def _relay(row: Answer) -> list[show.Cell]:
+    state = word(row, "state")
+    return [
+        word(row, "node"),
+        Text(state, "green" if state == "LIVE" else "yellow"),
+        number(row, "version"),
+        number(row, "proxies"),
+        word(row, "address") or "–",
+        word(row, "via") or "–",
+        word(row, "release") or "–",
         Text(word(row, "error"), "red") if row.get("error") else "–",
     ]
 

@@ -12,13 +12,14 @@ import pytest
 
 from ctrl import keys
 from ctrl import relay as relays
+from ctrl.api_shapes import _relays
 from ctrl.relay import TOGETHER, Relay, _parts
 from ctrl.zap import Authority
 from fastproxy.keys import RELAY, load_key
 from fastproxy.rows import Rows
 from fastproxy.sockets import make_context
 from fastproxy.sync import Prepare, State
-from fastproxy.wire import MAX_REPORT, REJECTED, WHOLE, Answer, Answers, Attributes, encode
+from fastproxy.wire import MAX_REPORT, REJECTED, WHOLE, Answer, Answers, Attributes, Report, encode
 from tests.control.links import HERE, Board, Crew, left, many, opened, runs, tables, until
 
 EDGE = Attributes.of("edge", {}, True)
@@ -49,6 +50,10 @@ async def test_a_change_goes_through_two_levels_and_all_proxies_are_counted() ->
         await until(lambda: len(speaker.fleet) == 33, "known above")
         assert {p.via for p in speaker.fleet.proxies()} == {"", "upper/lower"}
         assert sorted(speaker.fleet.relays) == ["lower", "upper"]
+        assert [(r.node, r.via, r.proxies, r.state) for r in _relays(speaker.fleet)] == [
+            ("lower", "upper", 30, "LIVE"),
+            ("upper", "", 30, "LIVE"),
+        ]
         for version in range(2, 8):
             board.put(many(200, a=version))
             await speaker.advance()
@@ -63,6 +68,41 @@ async def test_a_change_goes_through_two_levels_and_all_proxies_are_counted() ->
         assert view.feed.snapshots == 1
         # thirty proxies joined, and the publisher was asked by a relay and three proxies
         assert speaker.down.asks <= 5
+
+
+@runs
+async def test_the_crowd_that_the_publisher_sees_paces_the_answers_below_relays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A relay does not count its proxies: how long their answers are spread is said from above."""
+    monkeypatch.setattr("ctrl.downstream.CROWD", 2)
+    monkeypatch.setattr("ctrl.downstream.ANSWERS_A_SECOND", 30)
+    speaker, _, lower = await two_levels(Board(tables(a=1)))
+    async with Crew(lower.address) as crew:
+        crew.join(3)
+        await until(lambda: len(speaker.fleet) == 3, "known above")
+        assert speaker.down.spread_ms == 100
+        await until(lambda: {link._ends[0].spread for link in crew.links} == {0.1}, "all spread them")
+
+
+def test_reports_that_wait_for_those_above_have_a_budget_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "MEMORY", 50_000)
+
+    async def main() -> None:
+        up = Relay("r", ["tcp://127.0.0.1:1"], bind="tcp://127.0.0.1:0")._upward
+        for i in range(100):
+            rows = [["b" * 1000, "open", "", 0, 1]] * (i % 20)
+            up.on_report(Report(node=f"p{i}", attributes=HERE, state="LIVE", breakers=rows, error="e" * 900))
+        assert 2 < len(up._known) < 20
+        assert up._size <= 50_000
+        first = Report(node="p1", attributes=HERE, state="GAP")
+        up.on_report(first)
+        assert up._known["p1"][1].state == "GAP"  # who says no more than before is heard
+        up.forget(-1)
+        assert (up._size, up._known) == (0, {})
+        up.close()
+
+    asyncio.run(main())
 
 
 @runs
