@@ -1,5 +1,5 @@
 """A link asked its timer when it would ring. uvloop gives a plain handle, which cannot tell, for a timer that
-rings within the same millisecond: the start of a proxy with two publishers ended its reading with a traceback."""
+rings within the same millisecond: a proxy with two publishers ended its first reading with a traceback."""
 
 from __future__ import annotations
 
