@@ -65,7 +65,7 @@ JITTER_EACH, JITTER_MOST = 1, 2000  # ms
 JUST_JOINED = 5.0  # seconds
 REPORTS_A_SECOND = 2000  # of all proxies: with more of them each reports less often
 CROWD = 100  # proxies; more of them answer a version one after the other, not all at once
-ANSWERS_A_SECOND = 10_000
+ANSWERS_A_SECOND = 5_000
 LINES_A_MINUTE = 30
 
 _log = logging.getLogger("fastproxyctl")

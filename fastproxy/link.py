@@ -211,7 +211,8 @@ class Link:
             end.report_every(message.report_ms)
             end.spread = min(message.spread_ms / 1000, MAX_SPREAD)
         self._do(self.sync.on_message(peer, message, now))
-        self._plan(now)
+        if not (isinstance(message, Update) and self.sync.calm):
+            self._plan(now)
 
     def _plan(self, now: float) -> None:
         """See that there is a tick in time."""

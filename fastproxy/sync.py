@@ -146,6 +146,8 @@ class Sync:
             actions = self._on_heartbeat(peer, message, now)
         elif isinstance(message, Update):
             actions = self._on_update(peer, message, now)
+            if self.calm:
+                return actions
         elif isinstance(message, Snapshot):
             actions = self._on_snapshot(peer, message, now)
         elif isinstance(message, Refused):
@@ -287,6 +289,13 @@ class Sync:
             self.peers[peer].met = False
             self.peers[peer].fail(now, self._random)
         return self._trouble(peer, f"refuses: {clean(message.reason, 500)}")
+
+    @property
+    def calm(self) -> bool:
+        """Nothing is open that a tick could bring further: an update that fits was all there is to do."""
+        return (
+            self.state is State.LIVE and self._question is None and self.candidate is None and not self._unfit
+        )
 
     # --- how it went ---
 
