@@ -59,7 +59,7 @@ __all__ = ["Busy", "Outcome", "Plane", "Unfit", "Wish"]
 
 MAX_DOCUMENTS = 100_000  # of one apply
 MAX_STORED = 200_000  # of one version
-ATTEMPTS = 8  # of a write that others were quicker than
+ATTEMPTS = 32  # of a write that others were quicker than; who has just written is quicker next time
 
 
 @dataclass(slots=True)
@@ -324,7 +324,10 @@ class Plane:
         if wish.plan and not wish.dry_run and self.gathering:  # stages of nobody would be over at once
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.closing.wait(), self.gathering)
+        errors = self.counts.store_errors
         async with self._lock:
+            if self.trouble and self.counts.store_errors != errors:  # those before us have waited for it
+                raise StoreError(f"nothing was tried, as the store fails: {self.trouble}")
             for _ in range(ATTEMPTS):
                 known = await self._understand()
                 changes = list(choose(known.contents))
@@ -525,9 +528,9 @@ class Plane:
         return answer
 
     def lost(self, why: str) -> None:
-        """The store cannot be reached; said once."""
+        """The store cannot be reached; said once, though each try may word it differently."""
         self.counts.store_errors += 1
-        if why != self.trouble:
+        if not self.trouble:
             self.say(f"the store fails, what is published stays: {why}")
         self.trouble = why
 

@@ -11,7 +11,18 @@ from typing import Any
 import pytest
 
 from ctrl import orders
-from ctrl.model import Change, Compacted, Conflict, Contents, Draft, Entry, Head, StoreError, Unsure
+from ctrl.model import (
+    Candidate,
+    Change,
+    Compacted,
+    Conflict,
+    Contents,
+    Draft,
+    Entry,
+    Head,
+    StoreError,
+    Unsure,
+)
 from ctrl.orders import Order
 from ctrl.plane import Unfit, Wish
 from ctrl.rollout import Plan
@@ -384,6 +395,51 @@ def test_a_store_that_is_away_changes_nothing_for_proxies() -> None:
             assert (await put(plane, "two")).version == 2
             assert plane.trouble == ""
             await until(lambda: crew.serve(2), "all serve the next")
+
+    run(main())
+
+
+class Mute(MemoryStore):
+    """It takes a while to find out that nobody answers, and says it differently each time."""
+
+    mute = False
+
+    async def head(self) -> Head:
+        if self.mute:
+            began = time.monotonic()
+            await asyncio.sleep(0.4)
+            raise StoreError(f"no answer in {time.monotonic() - began} s")
+        return await super().head()
+
+    async def candidate(self) -> Candidate | None:
+        await self.head()
+        return await super().candidate()
+
+    async def commit(self, expect: int, draft: Draft) -> Entry:
+        await self.head()
+        return await super().commit(expect, draft)
+
+
+def test_who_waits_behind_a_write_that_fails_does_not_wait_for_the_same_again(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An etcd that was stopped let each of ten writers wait for its own five seconds, one behind the other;
+    and the log said so at each of them, as the words had a time in them."""
+
+    async def main() -> None:
+        store = Mute()
+        async with World(0, store) as (plane, _):
+            await put(plane, "one")
+            store.mute = True
+            began = time.monotonic()
+            ends = await asyncio.gather(*(put(plane, f"x{i}") for i in range(10)), return_exceptions=True)
+            assert [type(end) for end in ends] == [StoreError] * 10
+            assert time.monotonic() - began < 2.0
+            with pytest.raises(StoreError):
+                await plane.look()
+            assert capsys.readouterr().err.count("the store fails") == 1
+            store.mute = False
+            assert (await put(plane, "two")).version == 2
 
     run(main())
 
