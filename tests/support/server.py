@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import socket
@@ -46,15 +47,26 @@ def three_ports() -> int:
 
 
 class Server:
-    """The process. ``store``: default a SQLite file in :attr:`folder`. Flags are keyword arguments, True for
-    those without a value. Leaving the context ends it with SIGTERM and wants exit code 0."""
+    """The process. ``store``: default a SQLite file in :attr:`folder`. Flags are words, or keyword arguments,
+    True for those without a value. It may be killed, paused, and started again where it was. Leaving the
+    context ends it with SIGTERM and wants exit code 0."""
 
-    def __init__(self, store: str = "", api: str = "127.0.0.1:0", publish: str = "", **flags: object) -> None:
+    def __init__(
+        self,
+        store: str = "",
+        *words: str,
+        api: str = "127.0.0.1:0",
+        publish: str = "",
+        environment: dict[str, str] | None = None,
+        **flags: object,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fastproxy-test-")
         self.folder = Path(self._folder.name)
         self.store = store or f"sqlite:///{self.folder}/store.db"
         publish = publish or f"tcp://127.0.0.1:{three_ports()}"
-        self._words = ["--api", api, "--publish", publish]
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("FASTPROXY_")}
+        self._environment = clean | (environment or {})
+        self._words = ["--api", api, "--publish", publish, *words]
         self._words += [] if "heartbeat" in flags else ["--heartbeat", "200ms"]
         self._words += [] if "report" in flags else ["--report", "500ms"]
         for name, value in flags.items():
@@ -71,7 +83,7 @@ class Server:
     def __exit__(self, kind: object, *_: object) -> None:
         try:
             code = self.stop()
-            assert kind is not None or code == 0, f"exit code {code}; stderr:\n{self.stderr}"
+            assert kind is not None or code == 0 or self._killed, f"exit code {code}; stderr:\n{self.stderr}"
         finally:
             self._folder.cleanup()
 
@@ -81,7 +93,7 @@ class Server:
 
     def start(self, *more: str) -> None:
         """Again after :meth:`stop` or :meth:`kill`, at the same addresses and on the same store."""
-        self.lines = []
+        self.lines, self._killed = [], False
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ctrl", "serve", "--store", self.store, *self._words, *more],
             cwd=ROOT,
@@ -89,6 +101,7 @@ class Server:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
+            env=self._environment,
         )
         self._collector = threading.Thread(target=self._collect, daemon=True)
         self._collector.start()
@@ -119,7 +132,7 @@ class Server:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it; its exit code. Nothing where it has ended already."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
+            self.resume()
             self.process.send_signal(number)
         try:
             self.process.wait(15)
@@ -129,8 +142,15 @@ class Server:
             raise AssertionError(f"signal {number} did not end it; stderr:\n{self.stderr}") from None
         return self._reap()
 
+    def pause(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """SIGKILL: nothing is said, nothing is closed in order."""
+        self._killed = True
         self.process.kill()
         self._reap()
 
