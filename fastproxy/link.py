@@ -45,6 +45,7 @@ from fastproxy.wire import (
 if TYPE_CHECKING:
     from fastproxy.keys import Curve
 
+GONE = 15.0  # seconds without a word until a connection that stands is made anew
 PROBE_AGAIN = 5.0  # seconds without a word until a publisher is asked anew who it is, or connected to anew
 MAX_SPREAD = 30.0  # seconds that answers wait at most
 MAX_ANSWERED = 100  # answers that wait; a report says what older ones would
@@ -228,7 +229,7 @@ class Link:
         now = self._loop.time()
         self._do(self.sync.tick(now))
         for end, peer in zip(self._ends, self.sync.peers, strict=True):
-            end.tick(now, max(peer.heard, end.probed))
+            end.tick(now, peer.heard)
         self._plan(now)
 
     def _tell_log(self, say: Say) -> None:
@@ -282,6 +283,7 @@ class _End:
         self.answerer: asyncio.TimerHandle | None = None
         self.reporter: asyncio.TimerHandle | asyncio.Handle | None = None
         self.well = False  # the connection stands
+        self.stood = float("-inf")  # since then
         self.refused = False  # the publisher's choice, or ours: not tried again for a while
         self.fresh = True  # it is another than the one that the lanes were made for
         self.nonce = b""
@@ -322,6 +324,7 @@ class _End:
         event = zmq.Event(parse_monitor_message(frames)["event"])
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.well = self.fresh = True
+            self.stood = self.link._loop.time()
             self.probe()
             return
         if self.refused:
@@ -389,8 +392,8 @@ class _End:
         self.answered = [*self.answered, *message.answers][-MAX_ANSWERED:]
         if not self.spread:
             self.answer()
-        elif self.answerer is None:  # else all proxies would answer a version in the same moment
-            wait = self.spread * self.link._random.random()
+        elif self.answerer is None:  # else all would answer in one moment, while the publisher still sends
+            wait = self.spread * (1 + self.link._random.random()) / 2
             self.answerer = self.link._loop.call_later(wait, self.answer)
 
     def answer(self) -> None:
@@ -428,8 +431,10 @@ class _End:
         return max(self.report_ms, 100) / 1000 * (0.9 + 0.2 * self.link._random.random())
 
     def tick(self, now: float, heard: float) -> None:
-        if now - heard > PROBE_AGAIN:
-            if self.well:
+        """Ask again who it is; where a connection seems to stand and brings nothing, make another: the
+        machine at its end may be gone without a word."""
+        if now - max(heard, self.probed) > PROBE_AGAIN:
+            if self.well and now - max(heard, self.stood) < GONE:
                 self.probe()
             else:
                 self.connect_again()

@@ -140,7 +140,8 @@ class Heartbeat:
     either part of the history or void; a candidate above it is open. candidate: its version, 0 for none; a
     proxy whose lot is below ``share`` serves it. So commit, next stage and abort are a heartbeat, and a lost
     one is healed by the next. now_ms: the publisher's clock, Unix milliseconds. spread_ms: each proxy waits a
-    random time up to this before it answers a version, so that a thousand answers do not come in one moment.
+    random time between half of this and this before it answers a version: so a thousand answers come neither
+    in one moment nor while the publisher still sends.
     id: answers the Ask with this number.
     """
 

@@ -86,6 +86,31 @@ def test_paused(tmp_path: Path, sqlite: str, origin: Origin) -> None:
             serve.wait_serving(serve.apply(everything(origin.port, "two")), 1)
 
 
+def test_paused_for_longer_than_any_patience(tmp_path: Path, sqlite: str, origin: Origin) -> None:
+    """Control plane and agent stand still for 18 s while messages wait for both. With ZMTP's own heartbeats
+    libzmq 4.3.5 ended them by an assertion, and with the agent went the traffic."""
+    with Serve(sqlite) as serve, Serve(f"{sqlite}2") as other:
+        for plane in (serve, other):
+            plane.apply(everything(origin.port, "one"))
+        with proxy_of(serve, tmp_path, "a") as a, proxy_of(other, tmp_path, "b") as b:
+            a.pooled = b.pooled = True
+            with Traffic(a.address), Traffic(b.address):
+                serve.pause()
+                b.process.send_signal(signal.SIGSTOP)  # its agent; workers go on
+                until = time.monotonic() + 18
+                number = 0
+                while time.monotonic() < until:
+                    number += 1
+                    other.apply(everything(origin.port, f"n{number}"))
+                    time.sleep(0.2)
+                serve.resume()
+                b.process.send_signal(signal.SIGCONT)
+                wait(lambda: word(b) == f"n{number}", lambda: (control_of(b), b.stderr), 20)
+                wait_state(a, "LIVE", 20)
+                wait_state(b, "LIVE", 20)
+                serve.wait_serving(serve.apply(everything(origin.port, "two")), 1, 20)
+
+
 def test_a_proxy_that_slept_through_many_versions(tmp_path: Path, sqlite: str, origin: Origin) -> None:
     with Serve(sqlite) as serve:
         serve.apply(everything(origin.port, "one"))
