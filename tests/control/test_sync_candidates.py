@@ -197,3 +197,15 @@ def test_a_candidate_that_cannot_be_flipped_and_is_settled_anyway() -> None:
     assert rig.sync.state is State.LIVE, "the base serves"
     rig.hear(head(6))
     assert rig.of(Apply) == [Apply(6, rows(6).hash, step(6).changes)]
+
+
+def test_another_candidate_of_the_same_number_does_not_step_the_one_that_is_held() -> None:
+    """Of two publishers that gave one number to two candidates, heartbeats say which is open."""
+    rig = Rig()
+    rig.propose(6)
+    rig.prepared(6)
+    other = replace(step(6, candidate=True, share=WHOLE), hash=rows(99).hash, changes=step(99).changes)
+    rig.hear(other)
+    assert not rig.of(Flip)
+    assert rig.sync.candidate is not None
+    assert rig.sync.candidate.hash == rows(6).hash
