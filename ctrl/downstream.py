@@ -60,6 +60,7 @@ WAITING = 200_000  # asks of one view
 UPDATES = 256  # messages that wait for a slow subscriber; then it has a gap
 SNAPSHOTS = 16  # that wait for one asker
 PACKERS = 2  # snapshots that are packed at the same time
+NEW_VIEWS, NEW_VIEWS_A_SECOND = 8, 0.1  # of one connection: a proxy is of one
 AT_A_TURN = 50  # answers between two looks at the loop
 JITTER_EACH, JITTER_MOST = 1, 2000  # ms
 JUST_JOINED = 5.0  # seconds
@@ -145,6 +146,7 @@ class Downstream:
         self.context = context
         self._lanes: list[Lane] = []
         self._pace = Pace(SUBSCRIPTIONS, SUBSCRIPTIONS_A_SECOND)
+        self._new_views = Pace(NEW_VIEWS, NEW_VIEWS_A_SECOND)
         self._joined: deque[float] = deque(maxlen=JITTER_MOST // JITTER_EACH)
         self._packing = asyncio.Semaphore(PACKERS)
         self._lines = float(LINES_A_MINUTE)
@@ -311,8 +313,12 @@ class Downstream:
         if ask.protocol != PROTOCOL:
             why = f"it speaks protocol {ask.protocol}, this control plane {PROTOCOL}: update the older one"
         if not why:
-            view = self.view(ask.attributes)
-            if view is None:
+            new = ask.attributes.view not in self.views
+            if new and not self._new_views.take(peer.descriptor):
+                why = (
+                    "it asks with other labels again and again; each set of labels costs a view: wait a while"
+                )
+            elif (view := self.view(ask.attributes)) is None:
                 why = f"there are {len(self.views)} views already, or they have too many rows"
         if view is None:
             self._refuse(1, peer, identity, ask.node, why, ask.id)
@@ -345,7 +351,8 @@ class Downstream:
         if why:
             self._refuse(2, peer, identity, name, why, 0)
         elif isinstance(told, Report):
-            self.view(told.attributes)
+            if told.attributes.view in self.views:
+                self.view(told.attributes)  # it is still wanted
             self._ears.on_report(told, peer.address)
         else:
             self._ears.on_answers(told.answers, peer.address)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 from collections.abc import Coroutine
@@ -213,6 +214,9 @@ def _end(running: Coroutine[Any, Any, int]) -> None:
     """Run it on a loop of its own, and end the program with its exit code. Raises Failure."""
     import uvloop
 
+    # three connections for each proxy; the usual soft limit is for programs that use select
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             code = runner.run(running)

@@ -11,6 +11,7 @@ import pytest
 import zmq
 
 from ctrl import downstream, publisher
+from ctrl.downstream import NEW_VIEWS
 from ctrl.fleet import Fleet
 from ctrl.publisher import Publisher
 from fastproxy.rows import Rows
@@ -428,6 +429,33 @@ async def test_who_joins_in_a_crowd_waits_a_random_while() -> None:
     assert jitters[:3] == [0, 1, 2]
     assert jitters[-1] == downstream.JITTER_MOST - downstream.JITTER_EACH
     await speaker.close()
+
+
+@runs
+async def test_one_proxy_does_not_make_one_view_after_the_other() -> None:
+    """Each is tables, rows and a journal for all that comes: whoever may connect could make the publisher
+    compile thousands of them, and every change after that."""
+    speaker = await opened(Board(tables(a=1)))
+    lane, told = (zmq.Context.instance().socket(zmq.DEALER) for _ in range(2))
+    try:
+        for socket, address in ((lane, speaker.snapshot_address), (told, speaker.answer_address)):
+            socket.linger = 0
+            socket.connect(address)
+        for i in range(100):
+            attributes = Attributes.of("default", {"i": str(i)}, False)
+            lane.send_multipart(encode(Ask(node="a", attributes=attributes, id=i)))
+            told.send_multipart(encode(Report(node="a", attributes=attributes, state="LIVE")))
+        await until(lambda: speaker.down.asks == 100, "all asks are read")
+        await until(lambda: speaker.fleet.proxies(), "and reports")
+        assert len(speaker.down.views) == NEW_VIEWS
+        assert "other labels again and again" in speaker.fleet.refused[-1].reason
+        async with Crew(speaker.address) as crew:
+            crew.join(3, attributes=Attributes.of("default", {"i": "well"}, False))
+            await until(lambda: crew.live(1), "others are served")
+        assert len(speaker.down.views) == NEW_VIEWS + 1
+    finally:
+        lane.close()
+        told.close()
 
 
 @runs

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 import signal
 import socket
 import subprocess
@@ -103,6 +104,17 @@ def test_a_rollout_whose_owner_was_killed_is_voided() -> None:
             time.sleep(0.1)
         assert server.get("/v1/rollout")["state"] == "aborted"
         assert server.apply(host("three"))["version"] == 3
+
+
+def test_it_may_open_as_many_files_as_the_system_lets_it() -> None:
+    """Three connections for each proxy: with the usual 1,024 the 340th had no place."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with Server(store="memory:") as server:
+            assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_new_epoch_is_higher() -> None:
