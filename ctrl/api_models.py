@@ -254,6 +254,7 @@ class ProgressAnswer(Given):
     serving: int
     prepared: int
     rejected: list[RejectedRow]
+    problems: Annotated[list[RejectedRow], Field(description="it serves there, and not all of it")]
     laggards: list[str]
     p50_us: Annotated[int, Field(alias="p50Us")]
     p99_us: Annotated[int, Field(alias="p99Us")]

@@ -190,6 +190,7 @@ def progress(p: Progress, seen: int, gathering: bool) -> m.ProgressAnswer:
         serving=p.serving,
         prepared=p.prepared,
         rejected=[m.RejectedRow(node=node, error=error) for node, error in p.rejected],
+        problems=[m.RejectedRow(node=node, error=error) for node, error in p.problems],
         laggards=p.laggards,
         p50_us=p.p50_us,
         p99_us=p.p99_us,
@@ -200,7 +201,7 @@ def progress(p: Progress, seen: int, gathering: bool) -> m.ProgressAnswer:
 
 
 def verify(plane: Plane) -> m.VerifyAnswer:
-    """Every view that a present proxy is in: the hash that we publish beside those that they hold."""
+    """Every view that a present proxy is in: the hash that we publish beside those of what they serve."""
     now = plane.head()
     published = {
         view.feed.view: view.feed.hash
@@ -222,11 +223,11 @@ def verify(plane: Plane) -> m.VerifyAnswer:
                 hash=published.get(view, b"").hex(),
                 proxies=[],
             )
-        same = view in published and (proxy.epoch, proxy.held) == (now.epoch, now.version)
+        same = view in published and (proxy.epoch, proxy.version) == (now.epoch, now.version)
         views[view].proxies.append(
             m.VerifiedProxy(
                 node=proxy.node,
-                version=proxy.held,
+                version=proxy.version,
                 hash=proxy.hash.hex(),
                 equal=same and proxy.hash == published[view],
             )

@@ -52,7 +52,8 @@ class Seat:
 class Proxy:
     """One proxy. address: where it speaks from, of the relay's when ``via`` names one. version: that it
     serves, with ``hash`` (b"": not known); held: the newest that it holds. us, compile_us, swap_us: of its
-    last SERVING answer, for ``timed``. since_ms: Unix time when state or version last changed; heard:
+    last SERVING answer, for ``timed``. rejected: the version that it cannot serve, noted: that it serves but
+    not all of it, for ``rejected_why``. since_ms: Unix time when state or version last changed; heard:
     monotonic seconds. problem: two proxies use this name."""
 
     node: str
@@ -73,6 +74,7 @@ class Proxy:
     timed: int = 0
     prepared: int = 0
     rejected: int = 0
+    noted: int = 0
     rejected_why: str = ""
     requests: int = 0
     errors: int = 0
@@ -92,7 +94,7 @@ class Proxy:
         """What it did in another epoch says nothing about the versions of this one."""
         if epoch != self.epoch:
             self.epoch, self.version, self.hash, self.held = epoch, 0, b"", 0
-            self.timed = self.prepared = self.rejected = 0
+            self.timed = self.prepared = self.rejected = self.noted = 0
             self.rejected_why = ""
 
 
@@ -108,7 +110,8 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a version is. total: proxies that are present. Times in microseconds, of those that answered
+    """How far a version is. total: proxies that are present. problems: what of it does not serve where it
+    does, such as a listener. Times in microseconds, of those that answered
     for this very version; 0 where none did."""
 
     version: int
@@ -116,6 +119,7 @@ class Progress:
     serving: int
     prepared: int
     rejected: list[tuple[str, str]]
+    problems: list[tuple[str, str]]
     laggards: list[str]
     p50_us: int
     p99_us: int
@@ -141,6 +145,7 @@ class Fleet:
         self.refused: deque[Refusal] = deque(maxlen=REFUSALS)
         self.relays: dict[str, Proxy] = {}
         self.ignored = 0  # answers and reports that found no place
+        self.agrees: Callable[[Proxy], bool] = lambda _: True  # it holds a version of our history
         self._clock = clock
         self._most = most
         self._proxies: dict[str, Proxy] = {}
@@ -224,12 +229,16 @@ class Fleet:
                 proxy.hash, proxy.held = answer.hash, max(proxy.held, answer.version)
                 if told != (proxy.epoch, proxy.version):
                     proxy.since_ms = time.time_ns() // 1_000_000
-                if proxy.rejected == answer.version:
-                    proxy.rejected, proxy.rejected_why = 0, ""
+                if answer.error:
+                    self._keep(proxy, answer)
+                    proxy.rejected, proxy.noted = 0, answer.version
+                elif answer.version in (proxy.rejected, proxy.noted):
+                    proxy.rejected, proxy.noted, proxy.rejected_why = 0, 0, ""
             elif answer.result == PREPARED:
                 proxy.prepared = answer.version
             elif answer.result == REJECTED:
-                self._reject(proxy, answer)
+                self._keep(proxy, answer)
+                proxy.rejected, proxy.noted = answer.version, 0
             self._change()
 
     def refuse(self, address: str, name: str, reason: str) -> None:
@@ -286,13 +295,14 @@ class Fleet:
             return self._progress[1]
         total = serving = prepared = 0
         rejected: list[tuple[str, str]] = []
+        problems: list[tuple[str, str]] = []
         laggards: list[str] = []
         times: list[int] = []
         for proxy in self._proxies.values():
             if not proxy.present or (among and not among(proxy)):
                 continue
             total += 1
-            ours = proxy.epoch == epoch
+            ours = proxy.epoch == epoch and self.agrees(proxy)
             if ours and proxy.rejected == version:
                 rejected.append((proxy.node, proxy.rejected_why))
                 continue
@@ -300,6 +310,8 @@ class Fleet:
                 prepared += 1
             if ours and proxy.version >= version:
                 serving += 1
+                if proxy.noted == proxy.version:
+                    problems.append((proxy.node, proxy.rejected_why))
                 if proxy.timed == version:
                     times.append(proxy.us)
             else:
@@ -311,6 +323,7 @@ class Fleet:
             serving,
             prepared,
             sorted(rejected)[:LAGGARDS],
+            sorted(problems)[:LAGGARDS],
             sorted(laggards)[:LAGGARDS],
             _share(times, 50),
             _share(times, 99),
@@ -356,14 +369,15 @@ class Fleet:
         relay.epoch, relay.held, relay.hash = report.epoch, report.version, report.hash
         relay.version = report.serving
 
-    def _reject(self, proxy: Proxy, answer: Answer) -> None:
+    def _keep(self, proxy: Proxy, answer: Answer) -> None:
+        """Why it does not serve, or what of it does not."""
         why = answer.error[:MAX_ERROR]
         if self._size + sys.getsizeof(why) > self._memory:
             why = why[:100]
         grown = sys.getsizeof(why) - sys.getsizeof(proxy.rejected_why)
         proxy.size += grown
         self._size += grown
-        proxy.rejected, proxy.rejected_why, proxy.error = answer.version, why, why
+        proxy.rejected_why = proxy.error = why
 
     def _take_seat(self, proxy: Proxy, report: Report, address: str, now: float) -> None:
         """Who speaks under the name now. One that moves is heard at the new place only; two that share it

@@ -8,6 +8,7 @@ holds up no other, and heartbeats go on meanwhile with what its proxies were tol
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -16,7 +17,7 @@ import zmq
 
 from ctrl.downstream import Downstream, View
 from ctrl.feed import Feed
-from ctrl.fleet import Fleet
+from ctrl.fleet import Fleet, Proxy
 from ctrl.model import Candidate, Head
 from fastproxy.rows import Changes
 from fastproxy.tables import Tables
@@ -110,6 +111,7 @@ class Publisher:
     async def open(self) -> None:
         """Bind. Raises OSError."""
         self.down.open()
+        self.fleet.agrees = self._agrees
         self.fleet.report = self.down.base_report
         self._tasks = [asyncio.create_task(self._beat())]
 
@@ -120,6 +122,17 @@ class Publisher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
         await self.down.close()
+
+    def _agrees(self, proxy: Proxy) -> bool:
+        """What it serves is of our history, as far as we can tell: not of another under the same epoch, as
+        after a backup was restored."""
+        view = self.down.views.get(view_of(proxy.attributes))
+        feed = view.feed if view else None
+        if feed is None or proxy.epoch != feed.epoch:
+            return True
+        if proxy.version == feed.version:
+            return proxy.hash in (b"", feed.hash)
+        return proxy.version <= (feed.candidate.version if feed.candidate else feed.version)
 
     # --- the source has moved ---
 
@@ -259,6 +272,11 @@ class Publisher:
                 self.fleet.expire()
             except Exception:  # a publisher without heartbeats is dead for its proxies
                 _log.exception("heartbeat")
+
+
+@functools.lru_cache(maxsize=4096)
+def view_of(attributes: Attributes) -> str:
+    return attributes.view
 
 
 def _now_us() -> int:

@@ -152,9 +152,16 @@ def test_an_older_store_is_refused_until_the_epoch_is_raised(
             wait_state(proxy, "STALE")
             wait(lambda: "is older" in proxy.stderr, lambda: proxy.stderr)
             wait(lambda: serve.proxies().get("a", {}).get("state") == "STALE", serve.proxies)
-            serve.apply(everything(origin.port, "another two"))
-            time.sleep(1)
-            assert word(proxy) == "two", "same number, other rows: refused as well"
+            for text in ("another two", "another three"):
+                again = serve.apply(everything(origin.port, text))
+                time.sleep(1)
+                assert serve.ask("GET", f"/v1/progress?version={again}")[1]["serving"] == 0, (
+                    "--wait would lie"
+                )
+                assert serve.ask("GET", "/v1/verify")[1]["equal"] is False
+                if again == version:
+                    assert word(proxy) == "two", "same number, other rows: refused as well"
+                    break
             serve.stop()
             serve.start("--new-epoch")
             wait_state(proxy, "LIVE")

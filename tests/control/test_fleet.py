@@ -96,6 +96,23 @@ def test_a_rejected_version_that_serves_later_is_not_rejected_any_more() -> None
     assert fleet.progress(1, 2).serving == 1
 
 
+def test_a_version_that_serves_in_part_is_a_problem() -> None:
+    fleet, _ = fleet_of("a", "b")
+    fleet.on_answers([answer("a", error="listener 0.0.0.0:80: in use"), answer("b")])
+    seen = fleet.progress(1, 2)
+    assert (seen.serving, seen.problems) == (2, [("a", "listener 0.0.0.0:80: in use")])
+    fleet.on_answers([answer("a")])
+    assert fleet.progress(1, 2).problems == []
+
+
+def test_who_holds_another_history_serves_nothing_of_ours() -> None:
+    fleet, _ = fleet_of("a", "b")
+    fleet.agrees = lambda proxy: proxy.node == "b"
+    fleet.on_answers([answer("a", 9), answer("b")])
+    seen = fleet.progress(1, 2)
+    assert (seen.serving, seen.laggards) == (1, ["a"])
+
+
 def test_an_older_epoch_counts_nothing() -> None:
     fleet, _ = fleet_of()
     fleet.on_report(report("a", 1, epoch=2))

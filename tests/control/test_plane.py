@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ctrl import api_shapes as shapes
 from ctrl import orders
 from ctrl.model import (
     Candidate,
@@ -555,5 +556,22 @@ def test_another_release_that_makes_other_tables_is_a_version_of_its_own() -> No
             await until(lambda: crew.serve(3), "the version that this release made of it")
             assert plane.head().hash == know(Views(), plane.contents).hash
             assert [(e.version, e.what, e.verbs) for e in await plane.history(1)] == [(3, "recompile", ())]
+
+    run(main())
+
+
+def test_verify_asks_what_serves_not_what_is_held() -> None:
+    async def main() -> None:
+        async with World(2) as (plane, crew):
+            await put(plane, "one")
+            await until(lambda: crew.serve(1), "all serve it")
+            await until(lambda: shapes.verify(plane).equal, "all hold the same bytes")
+            crew.appliers[1].refuses[2] = "it does not fit"
+            await put(plane, "two")
+            await until(lambda: plane.fleet.progress(plane.head().epoch, 2).rejected, "it is refused")
+            told = shapes.verify(plane)
+            assert not told.equal
+            rows = {row.node: (row.version, row.equal) for view in told.views for row in view.proxies}
+            assert rows == {"node-0": (2, True), "node-1": (1, False)}
 
     run(main())
