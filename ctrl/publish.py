@@ -22,6 +22,7 @@ from ctrl.model import Change, Contents
 from ctrl.plane import Outcome, Plane, Unfit, Wish
 from ctrl.store.memory import MemoryStore
 from ctrl.zap import Authority
+from fastproxy.resources.problem import Problem
 from fastproxy.resources.source import names
 
 LOOK_SECONDS = 0.5  # between two looks at the files
@@ -49,7 +50,7 @@ class Options:
 
 async def publish(options: Options) -> int:
     """Publish until it is ended by a signal (0), or with ``once`` until enough proxies serve it (0; 1 when
-    they did not in time; 2 when nothing of the documents is good).
+    they did not in time; 2 when a document is bad, as then nothing is published), or 2 when none is good.
 
     Raises DocumentsError, KeyError_, OSError when an address is in use."""
     texts = await asyncio.to_thread(documents.read, options.paths, options.recursive)
@@ -101,9 +102,9 @@ async def publish(options: Options) -> int:
 class _Plane(Plane):
     """Its contents are those of the files, no more and no less."""
 
-    async def replace(self, files: Sequence[tuple[str, bytes]]) -> Outcome:
+    async def replace(self, files: Sequence[tuple[str, bytes]], strict: bool = False) -> Outcome:
         """These documents as one version, from which all others are gone; one that became bad stays as it
-        was. Raises Unfit.
+        was. With ``strict`` nothing is taken when one is bad. Raises Unfit.
 
         Where an error of syntax hides which document it is in, what is missing is not taken for deleted.
         """
@@ -115,7 +116,7 @@ class _Plane(Plane):
             gone = [] if hidden else [Change(i, None) for i in contents.resources if i not in named]
             return [*gone, *(Change(r.identity, r) for r in resources)]
 
-        return await self._change("publish", choose, Wish(who="publish"), problems)
+        return await self._change("publish", choose, Wish(who="publish", strict=strict), problems)
 
 
 class _Session:
@@ -130,17 +131,33 @@ class _Session:
         """Make the documents the next version; False when nothing of them is good, then the one before
         stays."""
         try:
-            outcome = await self.plane.replace([(name, text.encode()) for name, text in texts])
+            # a proxy may have a good version of a bad document from an earlier run, and we have none to give:
+            # who can correct it at once need not lose it
+            files = [(name, text.encode()) for name, text in texts]
+            outcome = await self.plane.replace(files, strict=self.options.once)
         except Unfit as e:
             show.problems(problem.to_dict() for problem in e.problems)
-            show.fail(str(e))
+            stays = "the version before stays" if self.plane.head().version else "proxies keep what they have"
+            show.fail(f"{e}; {stays}")
             return False
         show.problems(problem.to_dict() for problem in outcome.problems)
+        self._kept(outcome.problems)
         show.problems((problem.to_dict() for problem in outcome.warnings), "warning")
         head = self.plane.head()
         documents = show.count(len(self.plane.contents), "document")
         show.say(f"version {head.version}, hash {head.hash[:12]}: {documents}")
         return True
+
+    def _kept(self, problems: Sequence[Problem]) -> None:
+        """What becomes of documents that are bad now."""
+        for kind, namespace, name in dict.fromkeys(p.identity for p in problems):
+            good = self.plane.contents.resources.get((kind, namespace, name))
+            if not name:
+                show.hint("what this error may hide stays as it was")
+            elif good:
+                show.hint(f"{kind} {namespace}/{name} stays as in version {good.version}")
+            else:
+                show.hint(f"{kind} {namespace}/{name} is left out: this run has had no good version of it")
 
     async def follow(self) -> None:
         """Take what changes in the files, once they are quiet; ends never."""

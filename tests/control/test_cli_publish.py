@@ -86,10 +86,15 @@ def test_proxies_serve_the_file_and_its_changes(file: Path) -> None:
         said(process, r"2/2 serving version 3")
         replace(file, MESH.split("---")[0] + BAD)
         said(process, r"spec\.htp: unknown field", "stderr")
+        said(process, r"VirtualService default/bad is left out: this run has had no good version", "stderr")
         said(process, r"^version 4, .*: 1 document$")
         proxies.refuse("b", 5, "too much")
         replace(file, MESH)
         said(process, r"  b rejected it: too much")
+        # the route becomes bad and the service is changed: one stays, the other goes out
+        replace(file, MESH.replace("timeout:", "tmeout:").replace("9001", "9002"))
+        said(process, r"VirtualService default/catalog stays as in version 5", "stderr")
+        said(process, r"^version 6, .*: 2 documents")
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
 
@@ -108,6 +113,13 @@ def test_once_ends_when_enough_serve(
         assert proxies.appliers["a"].serves == 1
         late = ctl(*words, "--wait", "3", "--timeout", "2s")
         assert late.code == 1 and "2/3 serve version 1 after 2 s" in late.err
+        # nobody here knows a good version of the one that is bad, and a proxy may: it keeps what it has
+        served = proxies.appliers["a"].serves
+        file.write_text(MESH + BAD)
+        done = ctl(*words)
+        assert done.code == 2 and "spec.htp: unknown field" in done.err
+        assert "not all documents are good; proxies keep what they have" in done.err
+        assert proxies.appliers["a"].serves == served
     file.write_text(BAD)
     assert ctl(*words).code == 2
 
