@@ -197,6 +197,9 @@ class Client:
         if not isinstance(text, str) or not text:
             text = f"{self.api} answers {status} {response.reason_phrase}: is this fastproxyctl serve?"
         text = printable(text, 4000)
+        if status == 409:
+            # the server names its own verb; who reads this has a command for it
+            text = text.replace("(DELETE /v1/rollout)", "(fastproxyctl rollout abort, DELETE /v1/rollout)")
         if status == 401:
             text += "; a token is given with --token-file FILE or FASTPROXY_TOKEN"
         problems = said.get("problems") if isinstance(said, dict) else None

@@ -74,9 +74,9 @@ def emit(value: Any, output: Output) -> None:
         sys.stdout.write("\n")
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
+def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> list[str]:
     """A table that fits: at a terminal the least needed columns go where it is narrow, in a pipe all stay and
-    each row is one line."""
+    each row is one line. The titles that are shown."""
     console = out()
     cells = [[_cell(value) for value in row] for row in rows]
     kept = list(range(len(columns)))
@@ -97,10 +97,11 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
         made.add_row(*(row[i] for i in kept))
     if console.is_terminal:
         console.print(made)
-        return
+        return [columns[i].title for i in kept]
     with console.capture() as captured:
         console.print(made)
     sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+    return [columns[i].title for i in kept]
 
 
 def _cell(value: Cell) -> Text:
@@ -223,8 +224,8 @@ def differences(rows: Iterable[dict[str, Any]]) -> None:
 
 def unified(before: str, after: str, name: str) -> Iterator[Text]:
     """The lines of one difference; nothing for equal texts."""
-    if before.endswith("\n") and after.endswith("\n"):
-        before, after = before[:-1], after[:-1]
+    if before.endswith("\n") and after.endswith("\n") or not (before and after):
+        before, after = before.removesuffix("\n"), after.removesuffix("\n")
     old = f"now: {name}" if before else "/dev/null"
     new = f"then: {name}" if after else "/dev/null"
     for line in difflib.unified_diff(_lines(before), _lines(after), old, new, lineterm="", n=3):

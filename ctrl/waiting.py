@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -24,12 +24,14 @@ COMMITTED, ABORTED, NONE = "committed", "aborted", "none"
 
 
 class Outcome(NamedTuple):
-    """progress: the last answer; aborted: why the rollout was taken back, empty when it was not."""
+    """progress: the last answer; aborted: why the rollout was taken back, empty when it was not; judged: the
+    most requests that one stage of the rollout saw with the version, None when nothing says."""
 
     served: bool
     progress: dict[str, Any]
     aborted: str = ""
     waited: float = 0.0
+    judged: int | None = None
 
 
 class Bar:
@@ -91,6 +93,7 @@ def wait(
     seen: int | None = None
     state: dict[str, Any] = {}
     rolling = rollout
+    judged: int | None = None
     least = 0  # after a restart the server learns only by and by who is there
     with bar.shown():
         while True:
@@ -98,6 +101,7 @@ def wait(
             try:
                 if rolling:
                     state = client.rollout()
+                    judged = _judged(state, version, judged)
                     rolling = number(state, "version") == version and word(state, "state") not in (
                         COMMITTED,
                         ABORTED,
@@ -124,7 +128,7 @@ def wait(
             refused = len(_rejected(progress))
             answered = serving + refused >= max(total, least) and not progress.get("gathering")
             if answered or clock() >= deadline:
-                return Outcome(answered and not refused, progress, "", clock() - begin)
+                return Outcome(answered and not refused, progress, "", clock() - begin, judged)
 
 
 def _aborted(client: Client, version: int, state: dict[str, Any]) -> str:
@@ -140,6 +144,27 @@ def _aborted(client: Client, version: int, state: dict[str, Any]) -> str:
             raise
         return f"version {version} is not in the history"
     return what if what.startswith(ABORTED) else ""
+
+
+def _judged(state: dict[str, Any], version: int, before: int | None) -> int | None:
+    observed = state.get("observed")
+    if number(state, "version") != version or not isinstance(observed, dict):
+        return before
+    return max(before or 0, number(observed, "requests"))
+
+
+def unjudged(outcome: Outcome, conditions: Sequence[str]) -> str:
+    """A sentence where a version was taken and no stage had the requests that its conditions need; else
+    empty."""
+    from ctrl.rollout import MIN_REQUESTS
+
+    rates = [text for text in conditions if "error_rate" in text]
+    if not rates or outcome.aborted or outcome.judged is None or outcome.judged >= MIN_REQUESTS:
+        return ""
+    return (
+        f"{', '.join(rates)}: was never judged, as no stage saw more than "
+        f"{show.count(outcome.judged, 'request')} with the version; {MIN_REQUESTS} are needed"
+    )
 
 
 def _words(version: int, state: dict[str, Any]) -> str:

@@ -12,14 +12,11 @@ from typing import Annotated, Any, Concatenate, NamedTuple, ParamSpec
 import typer
 
 from ctrl import durations
-from ctrl.client import ANSWER_SECONDS, DEFAULT_API, ApiError, Client
-from ctrl.kinds import KINDS, kind_of
-from ctrl.show import Output, rows, word
+from ctrl.client import ANSWER_SECONDS, DEFAULT_API, Client
+from ctrl.show import Output
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 CHANGE, LOOK, RUN = "Change what proxies do", "Look", "Run and let in"  # groups of the help
-
-COMPLETE_SECONDS = 1.0  # that a person waits for the shell
 
 P = ParamSpec("P")
 
@@ -60,27 +57,6 @@ TokenFile = Annotated[
 Show = Annotated[Output, typer.Option("--output", "-o", metavar="FORM", help="table, json, yaml or name.")]
 Namespace = Annotated[str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace.")]
 Message = Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="Why, for the history.")]
-
-
-def complete_kind(incomplete: str) -> list[str]:
-    """For the shell."""
-    return [kind for kind in KINDS if kind.lower().startswith(incomplete.lower())]
-
-
-def complete_name(context: typer.Context, incomplete: str) -> list[str]:
-    """For the shell: the documents of that kind that the server has; none when it does not answer at once."""
-    given = context.params
-    try:
-        kind = kind_of(str(given.get("what", "")))
-        with connect(Place(given.get("api", ""), given.get("token_file", "")), COMPLETE_SECONDS) as client:
-            found = client.resources(kind, given.get("namespace") or "default")
-    except (Failure, ApiError, ValueError):
-        return []
-    names = [word(row, "name") for row in rows(found, "resources")]
-    return [name for name in names if name.startswith(incomplete)]
-
-
-Name = Annotated[str, typer.Argument(metavar="[NAME]", autocompletion=complete_name, show_default=False)]
 
 
 def connect(place: Place, seconds: float = ANSWER_SECONDS) -> Client:

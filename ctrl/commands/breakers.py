@@ -10,11 +10,17 @@ from rich.text import Text
 
 from ctrl import show
 from ctrl.client import Answer, Client
+from ctrl.commands import completing
 from ctrl.commands.asking import CHANGE, USAGE, Failure, Show, asks, milliseconds
 from ctrl.commands.changes import finish
 from ctrl.show import Column, Output, number, rows, word
 
-Host = Annotated[str, typer.Argument(metavar="HOST", help="The service, as a destination names it.")]
+Host = Annotated[
+    str,
+    typer.Argument(
+        metavar="HOST", help="The service, as a destination names it.", autocompletion=completing.hosts
+    ),
+]
 For = Annotated[
     str, typer.Option("--for", metavar="TIME", help="How long it holds: 10m, 1h30m.", show_default=False)
 ]
@@ -89,7 +95,8 @@ def _order(
 ) -> None:
     if not duration:
         raise Failure("--for says how long the order holds, such as --for 10m", USAGE)
-    milliseconds("--for", duration)
+    if not milliseconds("--for", duration):
+        raise Failure("--for: more than 0 is wanted", USAGE)
     milliseconds("--timeout", timeout)
     answer = client.order(
         host=host,
@@ -105,7 +112,12 @@ def _order(
 
 def clear(
     client: Client,
-    name: Annotated[str, typer.Argument(metavar="HOST|NAME", help="Of the order, or its host.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="HOST|NAME", help="Of the order, or its host.", autocompletion=completing.orders
+        ),
+    ],
     subset: Subset = "",
     port: Port = 0,
     endpoint: Endpoint = "",

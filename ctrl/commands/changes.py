@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from ctrl import documents, show, waiting
 from ctrl.client import Answer, Client
+from ctrl.commands import completing
 from ctrl.commands.asking import (
     CHANGE,
     FAILED,
@@ -17,7 +19,6 @@ from ctrl.commands.asking import (
     Namespace,
     Show,
     asks,
-    complete_kind,
     milliseconds,
 )
 from ctrl.kinds import one
@@ -100,14 +101,14 @@ def apply(
     answer = client.apply(files, dry_run=dry_run, strict=strict, message=message, **steps)
     if diff and dry_run:
         show.differences(rows(answer, "diff"))
-    finish(client, answer, output, wait=wait and not dry_run, timeout=timeout)
+    finish(client, answer, output, wait=wait and not dry_run, timeout=timeout, conditions=abort_if)
 
 
 def delete(
     client: Client,
     target: Annotated[
         list[str],
-        typer.Argument(metavar="KIND/NAME", autocompletion=complete_kind, show_default=False),
+        typer.Argument(metavar="KIND/NAME", autocompletion=completing.targets, show_default=False),
     ] = [],  # noqa: B006
     filename: Files = [],  # noqa: B006
     recursive: Recursive = False,
@@ -165,7 +166,12 @@ def diff(
 
 def rollback(
     client: Client,
-    version: Annotated[int, typer.Argument(min=0, help="Version whose documents are wanted again.")],
+    version: Annotated[
+        int,
+        typer.Argument(
+            min=0, help="Version whose documents are wanted again.", autocompletion=completing.versions
+        ),
+    ],
     dry_run: DryRun = False,
     diff: Annotated[bool, typer.Option("--diff", help="Show the differences first.")] = False,
     wait: Wait = False,
@@ -184,7 +190,7 @@ def rollback(
     answer = client.rollback(version, dry_run=dry_run, message=message, **steps)
     if diff and dry_run:
         show.differences(rows(answer, "diff"))
-    finish(client, answer, output, wait=wait and not dry_run, timeout=timeout)
+    finish(client, answer, output, wait=wait and not dry_run, timeout=timeout, conditions=abort_if)
 
 
 def import_(
@@ -254,7 +260,15 @@ def rollout_options(atomic: bool, stage: str, bake: str, abort_if: list[str], ti
     return {**steps, "timeout": timeout} if atomic or stages else {}
 
 
-def finish(client: Client, answer: Answer, output: Output, *, wait: bool, timeout: str) -> None:
+def finish(
+    client: Client,
+    answer: Answer,
+    output: Output,
+    *,
+    wait: bool,
+    timeout: str,
+    conditions: Sequence[str] = (),
+) -> None:
     """Tell what an answer to a change says, wait when asked to, and end with the exit code."""
     dry = answer.get("dryRun") is True
     version, changed = number(answer, "version"), rows(answer, "changes")
@@ -273,6 +287,8 @@ def finish(client: Client, answer: Answer, output: Output, *, wait: bool, timeou
         outcome = waiting.wait(client, version, seconds, rollout=answer.get("rollout") is True)
         if table or not outcome.served:
             waiting.tell(outcome, version)
+        if unjudged := waiting.unjudged(outcome, conditions):
+            show.hint(unjudged)
         answer = {**answer, "progress": outcome.progress, "aborted": outcome.aborted}
     if output in (Output.JSON, Output.YAML):
         show.emit(answer, output)

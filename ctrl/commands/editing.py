@@ -18,16 +18,15 @@ import typer
 
 from ctrl import documents, show
 from ctrl.client import Answer, ApiError, Client
+from ctrl.commands import completing
 from ctrl.commands.asking import (
     CHANGE,
     FAILED,
     USAGE,
     Failure,
     Message,
-    Name,
     Namespace,
     asks,
-    complete_kind,
     milliseconds,
 )
 from ctrl.commands.changes import Timeout, Wait, finish
@@ -48,8 +47,8 @@ def add(app: typer.Typer) -> None:
 
 def edit(
     client: Client,
-    what: Annotated[str, typer.Argument(metavar="KIND[/NAME]", autocompletion=complete_kind)],
-    name: Name = "",
+    what: Annotated[str, typer.Argument(metavar="KIND[/NAME]", autocompletion=completing.targets)],
+    name: completing.Name = "",
     namespace: Namespace = "default",
     wait: Wait = False,
     timeout: Timeout = "30s",
@@ -85,7 +84,7 @@ def edit(
 
 def _rounds(client: Client, row: Answer, original: str, file: Path, message: str) -> Answer | None:
     """Editor, apply, and again with the reasons, until it is applied or given up. None: nothing to apply."""
-    text, told = original, ""
+    text, told, reasons = original, "", ""
     while True:
         file.write_text(HEADER + told + LINE + text)
         _editor(file)
@@ -94,6 +93,8 @@ def _rounds(client: Client, row: Answer, original: str, file: Path, message: str
             show.say("edit cancelled: nothing was changed")
             return None
         if told and text == before:
+            for reason in reasons.splitlines():
+                show.hint(reason)
             raise Failure("edit cancelled: it was refused and not changed since")
         reasons = _wrong_document(row, text)
         if not reasons:

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from ctrl import show
 from ctrl.client import Answer, Client
-from ctrl.commands.asking import FAILED, LOOK, USAGE, Failure, Name, Show, asks, complete_kind
+from ctrl.commands import completing, refused
+from ctrl.commands.asking import FAILED, LOOK, USAGE, Failure, Show, asks
 from ctrl.durations import age, clock, spell
 from ctrl.kinds import one
 from ctrl.show import Column, Output, number, rows, word
@@ -33,9 +34,9 @@ def add(app: typer.Typer) -> None:
 def get(
     client: Client,
     what: Annotated[
-        str, typer.Argument(metavar="[KIND[/NAME]]", autocompletion=complete_kind, show_default=False)
+        str, typer.Argument(metavar="[KIND[/NAME]]", autocompletion=completing.targets, show_default=False)
     ] = "",
-    name: Name = "",
+    name: completing.Name = "",
     namespace: Annotated[
         str, typer.Option("--namespace", "-n", metavar="NAME", help="Namespace; default: `default`.")
     ] = "",
@@ -144,7 +145,7 @@ def status(
         )
     if proxies:
         show.say("")
-        show.table(
+        shown = show.table(
             (
                 Column("PROXY"),
                 Column("STATE"),
@@ -161,6 +162,8 @@ def status(
             ),
             [_proxy(row) for row in proxies],
         )
+        if "HOLDS" in shown:
+            show.hint("HOLDS: the hash of what this proxy's namespace and labels select, not that of history")
     relays = rows(answer, "relays")
     if relays:
         show.say("")
@@ -177,21 +180,9 @@ def status(
             ),
             [_relay(row) for row in relays],
         )
-    refused = rows(answer, "refused")
-    if refused:
+    if found := rows(answer, "refused"):
         show.say("")
-        show.table(
-            (Column("REFUSED"), Column("ADDRESS"), Column("NAME", rank=1), Column("WHY", fold=True)),
-            [
-                [
-                    f"{age(number(row, 'atMs'))} ago",
-                    word(row, "address"),
-                    word(row, "name") or "–",
-                    Text(word(row, "reason"), "red"),
-                ]
-                for row in refused
-            ],
-        )
+        refused.table(found)
 
 
 def _head(head: Answer, proxies: list[Answer]) -> str:
@@ -289,7 +280,7 @@ def _verbs(row: Answer) -> list[Answer]:
 
 def show_(
     client: Client,
-    version: Annotated[int, typer.Argument(min=1, help="As in history.")],
+    version: Annotated[int, typer.Argument(min=1, help="As in history.", autocompletion=completing.versions)],
     contents: Annotated[bool, typer.Option("--documents", help="All documents of that version.")] = False,
     output: Show = Output.TABLE,
 ) -> None:

@@ -79,7 +79,9 @@ def _observed(seen: Answer) -> list[str]:
 
 
 def _percent(rate: Any) -> str:
-    return f"{rate * 100:.2g} %" if isinstance(rate, (int, float)) else "–"
+    if not isinstance(rate, (int, float)):
+        return "–"
+    return f"{round(rate * 100, 2):g} %"
 
 
 def abort(client: Client, output: Show = Output.TABLE) -> None:

@@ -218,6 +218,7 @@ def test_edit_comes_back_with_the_reasons_and_loses_nothing(
         assert done.code == 1 and "is kept in" in done.err, done
         kept = list((tmp_path / "edits").iterdir())
         assert len(kept) == 1 and reason in kept[0].read_text()
+        assert reason in done.err
         kept[0].unlink()
     assert "6s" in ctl.good("get", "vs/catalog", "-o", "yaml")
 
@@ -300,9 +301,11 @@ def test_stages_are_followed_and_can_be_aborted(
     connected(serve, ctl)
     ctl.good("apply", "-f", str(mesh), "--wait")
     mesh.write_text(MESH.replace("3s ", "4s "))
-    done = ctl("apply", "-f", str(mesh), "--stage", "1,100%", "--bake", "300ms", "--wait")
+    staged = ["--stage", "1,100%", "--bake", "300ms", "--abort-if", "error_rate > 2x", "--wait"]
+    done = ctl("apply", "-f", str(mesh), *staged)
     version = version_of(done.out)
     assert done.code == 0 and f"3/3 serving version {version}" in done.out
+    assert "error_rate > 2x: was never judged, as no stage saw more than 0 requests" in done.err
     mesh.write_text(MESH.replace("3s ", "5s "))
     out = ctl.good(
         "apply", "-f", str(mesh), "--stage", "1,100%", "--bake", "1h", "--abort-if", "error_rate > 2x"
@@ -310,7 +313,7 @@ def test_stages_are_followed_and_can_be_aborted(
     assert f"version {version + 1} is being rolled out" in out
     assert f"version {version + 1}" in ctl.good("rollout", "status")
     busy = ctl("delete", "vs/catalog")
-    assert busy.code == 1 and "rolled out" in busy.err
+    assert busy.code == 1 and "fastproxyctl rollout abort" in busy.err
     assert "aborted" in ctl.good("rollout", "abort")
     assert ctl("rollout", "abort").code == 1
     assert "4s" in ctl.good("get", "vs/catalog", "-o", "yaml")
@@ -415,11 +418,20 @@ def test_watch_prints_what_happens(ctl: Program, serve: Serve, mesh: Path) -> No
 def test_names_are_completed_by_the_server(ctl: Program, serve: Serve, mesh: Path) -> None:
     ctl.good("apply", "-f", str(mesh))
     words = [sys.executable, "-m", "ctrl"]
-    for typed, wanted in (("get vs cat", ["catalog"]), ("edit se cat", ["catalog"]), ("get vs x", [])):
-        place = {"COMP_WORDS": f"fastproxyctl {typed}", "COMP_CWORD": "3", "FASTPROXY_API": serve.url}
+    newest = version_of(ctl.good("apply", "-f", str(mesh)))
+    for typed, wanted in (
+        ("get vs cat", ["catalog"]),
+        ("edit se cat", ["catalog"]),
+        ("get vs x", []),
+        ("get vs/cat", ["vs/catalog"]),
+        ("breaker open cat", ["catalog"]),
+        (f"rollback {newest}", [str(newest)]),
+    ):
+        at = str(len(typed.split()))
+        place = {"COMP_WORDS": f"fastproxyctl {typed}", "COMP_CWORD": at, "FASTPROXY_API": serve.url}
         environment = {**os.environ, **place, "_FASTPROXYCTL_COMPLETE": "complete_bash"}
         done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == wanted
+        assert done.stdout.split() == wanted, typed
 
 
 def test_a_relay_hands_on_and_is_named(ctl: Program, serve: Serve, mesh: Path) -> None:

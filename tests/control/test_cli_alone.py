@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from ctrl import documents, durations, kinds, show
+from ctrl import documents, durations, kinds, show, waiting
+from ctrl.commands import refused, rolling
 from ctrl.imports import Import
 from ctrl.keys import listed
 from ctrl.show import Column
@@ -172,6 +173,68 @@ def test_status_tells_of_the_store_and_of_what_is_left_out(ctl: Program) -> None
     assert done.err == "a.yaml:3: error: spec.hosts: taken\n"
 
 
+def test_refusals_of_one_host_are_one_line(ctl: Program) -> None:
+    wrong = [
+        {"atMs": 1000 + i, "address": f"10.0.0.7:{40000 + i}", "name": "", "reason": "another server key"}
+        for i in range(300)
+    ]
+    revoked = {"atMs": 900, "address": "10.0.0.8:1", "name": "edge-8", "reason": "not on the list"}
+    others = [{"atMs": i, "address": f"10.1.0.{i}", "reason": "no key"} for i in range(1, 31)]
+    with answering(200, json.dumps({"refused": [*others, revoked, *wrong]}).encode()) as url:
+        done = ctl("status", "--api", url)
+    lines = done.out.split("REFUSED")[1].splitlines()[1:]
+    assert len(lines) == 20 and done.err == "and 12 more: fastproxyctl status -o json\n"
+    assert lines[0].split("ago ")[1].split()[:2] == ["300", "10.0.0.7"]
+    assert lines[1].split("ago ")[1].split()[:3] == ["1", "10.0.0.8", "edge-8"]
+
+
+def test_addresses_lose_their_port() -> None:
+    given = ["tcp://10.0.0.7:4", "[::1]:80", "[::1]", "::1", "fe80::1:22", "host:1", "host", ""]
+    wanted = ["10.0.0.7", "[::1]", "[::1]", "::1", "fe80::1:22", "host", "host", ""]
+    assert [refused.host(address) for address in given] == wanted
+
+
+def test_holds_is_explained_where_it_is_shown(ctl: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = {"head": {"version": 1}, "proxies": [{"node": "a", "state": "LIVE", "version": 1, "hash": "ab"}]}
+    with answering(200, json.dumps(body).encode()) as url:
+        assert "HOLDS: the hash of what" in ctl("status", "--api", url).err
+
+
+@pytest.mark.parametrize(
+    ("rate", "said"), [(1.0, "100 %"), (0.999, "99.9 %"), (0.0031, "0.31 %"), (0, "0 %"), (None, "–")]
+)
+def test_rates_are_plain_numbers(rate: float | None, said: str) -> None:
+    seen = {"expected": 1, "serving": 1, "requests": 40, "errorRate": rate}
+    answer = {"version": 3, "state": "committed", "observed": seen}
+    assert rolling.describe(answer).endswith(f"  40 requests with it, {said} errors")
+
+
+def test_busy_names_the_command_too(ctl: Program) -> None:
+    said = {"error": "version 3 is being rolled out: wait for it, or abort it (DELETE /v1/rollout)"}
+    with answering(409, json.dumps(said).encode()) as url:
+        done = ctl("status", "--api", url)
+    assert done.code == 1 and "fastproxyctl rollout abort" in done.err
+
+
+@pytest.mark.parametrize(
+    ("conditions", "judged", "told"),
+    [
+        (["error_rate > 2x"], 0, True),
+        (["error_rate > 2x"], 19, True),
+        (["error_rate > 2x"], 20, False),
+        (["error_rate > 2x"], None, False),
+        (["rejected > 0"], 0, False),
+        ([], 0, False),
+    ],
+)
+def test_conditions_that_were_never_judged_are_told(
+    conditions: list[str], judged: int | None, told: bool
+) -> None:
+    outcome = waiting.Outcome(True, {}, judged=judged)
+    assert ("never judged" in waiting.unjudged(outcome, conditions)) is told
+    assert waiting.unjudged(outcome._replace(aborted="by ann"), conditions) == ""
+
+
 @pytest.mark.parametrize("api", ["127.0.0.1:9900", "ftp://x", "http://", "http://x:99999", "http://a:b@c"])
 def test_an_api_that_is_no_url_is_usage(ctl: Program, api: str) -> None:
     done = ctl("status", "--api", api)
@@ -207,6 +270,7 @@ def test_a_token_file_is_read_or_told(ctl: Program, tmp_path: Path) -> None:
         ["rollback", "one"],
         ["watch", "-o", "yaml"],
         ["publish"],
+        ["breaker", "open", "a", "--for", "0s"],
         ["serve", "--heartbeat", "0"],
         ["serve", "--api", "0.0.0.0:0", "--store", "sqlite:///{empty}/x.db"],
         ["serve", "--store", "mysql://x", "--api", "127.0.0.1:0"],
@@ -461,7 +525,8 @@ def test_a_table_in_a_pipe_is_one_line_a_row(capsys: pytest.CaptureFixture[str])
     ("before", "after", "wanted"),
     [
         ("a\nb\n", "a\nc\n", ["--- now: n", "+++ then: n", "@@ -1,2 +1,2 @@", " a", "-b", "+c"]),
-        ("", "a\n", ["--- /dev/null", "+++ then: n", "@@ -0,0 +1,2 @@", "+a", "+"]),
+        ("", "a\n", ["--- /dev/null", "+++ then: n", "@@ -0,0 +1 @@", "+a"]),
+        ("a\n", "", ["--- now: n", "+++ /dev/null", "@@ -1 +0,0 @@", "-a"]),
         ("a", "a", []),
     ],
 )
@@ -522,7 +587,11 @@ def test_python_m_ctrl_is_the_same_program() -> None:
 
 @pytest.mark.parametrize(
     ("words", "wanted"),
-    [("fastproxyctl roll", ["rollback", "rollout"]), ("fastproxyctl get V", ["VirtualService"])],
+    [
+        ("fastproxyctl roll", ["rollback", "rollout"]),
+        ("fastproxyctl get V", ["VirtualService"]),
+        ("fastproxyctl get v", ["virtualservice", "vs"]),
+    ],
 )
 def test_the_shell_completes(words: str, wanted: list[str]) -> None:
     place = {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
