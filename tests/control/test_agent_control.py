@@ -122,7 +122,6 @@ def test_a_worker_that_stands_still_is_told(control: ControlPlane, state: Path) 
         until(lambda: control.proxies("error")[0]["error"] == "")
 
 
-
 def test_what_is_published_serves_and_is_answered_for(control: ControlPlane) -> None:
     control.publish(routes(("*", 201)))
     with Proxy(control=control.address, state="off", node="n1", label="app=web") as proxy:
