@@ -52,13 +52,17 @@ Stage = Annotated[
     ),
 ]
 Bake = Annotated[
-    str, typer.Option(metavar="TIME", help="How long each stage is looked at.", rich_help_panel=_ROLLOUT)
+    str,
+    typer.Option(
+        metavar="TIME", help="How long each stage is looked at; default: 30s.", rich_help_panel=_ROLLOUT
+    ),
 ]
 AbortIf = Annotated[
     list[str],
     typer.Option(
         metavar="CONDITION",
-        help="Such as 'error_rate > 2x': back to the version before; repeated.",
+        help="Such as 'error_rate > 2x' (of at least 20 requests in a stage): back to the version before; "
+        "repeated.",
         rich_help_panel=_ROLLOUT,
     ),
 ]
