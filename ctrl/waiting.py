@@ -125,10 +125,11 @@ def wait(
             bar.update(_words(version, state if rolling else {}), serving, total)
             if rolling:
                 continue
-            refused = len(_rejected(progress))
+            refused = len(_rows(progress, "rejected"))
             answered = serving + refused >= max(total, least) and not progress.get("gathering")
             if answered or clock() >= deadline:
-                return Outcome(answered and not refused, progress, "", clock() - begin, judged)
+                well = answered and not refused and not _rows(progress, "problems")
+                return Outcome(well, progress, "", clock() - begin, judged)
 
 
 def _aborted(client: Client, version: int, state: dict[str, Any]) -> str:
@@ -180,8 +181,8 @@ def at_stage(state: dict[str, Any]) -> str:
     return f"{text} {word({'stage': stages[stage - 1]}, 'stage')} (stage {stage} of {len(stages)})"
 
 
-def _rejected(progress: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = progress.get("rejected")
+def _rows(progress: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    rows = progress.get(name)
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
@@ -198,13 +199,14 @@ def tell(outcome: Outcome, version: int) -> None:
         show.fail(f"{serving}/{total} serve version {version} after {took}; it stays applied")
     if progress.get("gathering"):
         show.hint("  the server was started a moment ago: proxies may be on their way back to it")
-    for row in _rejected(progress)[:MOST_NAMED]:
-        show.hint(f"  {word(row, 'node')} rejected it: {word(row, 'error')}")
-    _name("rejected it", len(_rejected(progress)) - MOST_NAMED)
+    for name, verb in (("rejected", "rejected it:"), ("problems", "serves it, and yet:")):
+        for row in _rows(progress, name)[:MOST_NAMED]:
+            show.hint(f"  {word(row, 'node')} {verb} {word(row, 'error')}")
+        _name(verb.rstrip(":"), len(_rows(progress, name)) - MOST_NAMED)
     laggards = progress.get("laggards")
     names = [word({"n": name}, "n") for name in laggards] if isinstance(laggards, list) else []
     if names and not outcome.served and not outcome.aborted:
-        refused = {word(row, "node") for row in _rejected(progress)}
+        refused = {word(row, "node") for row in _rows(progress, "rejected")}
         names = [name for name in names if name not in refused]
         for name in names[:MOST_NAMED]:
             show.hint(f"  {name} does not serve it yet; it will when it can")

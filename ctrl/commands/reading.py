@@ -349,7 +349,7 @@ def verify(
             show.say(f"equal: {said} version {version}{many}" if proxies else "no proxy is connected")
         else:
             show.fail(
-                f"{len(different)} of {show.count(len(proxies), 'proxy')} do not hold version {version}"
+                f"{len(different)} of {show.count(len(proxies), 'proxy')} do not serve version {version}"
             )
         for row in rejected:
             show.fail(f"{word(row, 'node')} holds it and cannot serve it: {word(row, 'error')}")
