@@ -65,6 +65,7 @@ AT_A_TURN = 50  # answers between two looks at the loop
 JITTER_EACH, JITTER_MOST = 1, 2000  # ms
 JUST_JOINED = 5.0  # seconds
 REPORTS_A_SECOND = 2000  # of all proxies: with more of them each reports less often
+SKIPPED = 4  # heartbeats in a row, at most, while updates are sent
 CROWD = 100  # proxies; more of them answer a version one after the other, not all at once
 ANSWERS_A_SECOND = 5_000
 LINES_A_MINUTE = 30
@@ -87,9 +88,10 @@ class Ears(Protocol):
 
 
 class View:
-    """One kind of proxy. ``lock`` is held by who moves the feed; ``asked``: monotonic seconds."""
+    """One kind of proxy. ``lock`` is held by who moves the feed; ``asked``, and ``told`` by an update:
+    monotonic seconds."""
 
-    __slots__ = ("attributes", "asked", "feed", "lock", "name", "task", "waiting")
+    __slots__ = ("attributes", "asked", "feed", "lock", "name", "skipped", "task", "told", "waiting")
 
     def __init__(self, attributes: Attributes) -> None:
         self.attributes = attributes
@@ -97,6 +99,8 @@ class View:
         self.feed: Feed | None = None
         self.lock = asyncio.Lock()
         self.asked = time.monotonic()
+        self.told = 0.0
+        self.skipped = 0  # heartbeats, since the last
         self.waiting: dict[bytes, Ask] = {}
         self.task: asyncio.Task[None] | None = None
 
@@ -251,7 +255,13 @@ class Downstream:
             self.publish([view.feed.topic, *head])
 
     async def beat_all(self) -> None:
+        """Heartbeats; where an update has just told the head, only now and then: their fields may change."""
+        now = time.monotonic()
         for place, view in enumerate(list(self.views.values())):
+            if now - view.told < self.heartbeat and view.skipped < SKIPPED:
+                view.skipped += 1
+                continue
+            view.skipped = 0
             self.beat(view)
             if place % AT_A_TURN == AT_A_TURN - 1:
                 await asyncio.sleep(0)

@@ -188,6 +188,8 @@ class Publisher:
             proposed = await self._to_candidate(feed)
             if proposed or (at_us and not told):
                 self.down.beat(view)
+            elif at_us:
+                view.told = time.monotonic()
             if at_us or proposed:
                 sent.append((proposed or at_us) / 1e6)
 

@@ -131,7 +131,7 @@ class Link:
         self._context = context
         self._ends: list[_End] = []
         self._waiting: list[ApplierAction] = []
-        self._wake = asyncio.Event()
+        self._sleeper: asyncio.Future[None] | None = None  # of who applies, while there is nothing to
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # of the timer; uvloop's does not tell when it is about to ring
         self._loop: asyncio.AbstractEventLoop
@@ -148,9 +148,10 @@ class Link:
             self._ends = [_End(self, i, peer.address) for i, peer in enumerate(self.sync.peers)]
             self._tick()
             while True:
-                await self._wake.wait()
-                self._wake.clear()
-                await self._apply()
+                while self._waiting:
+                    await self._apply()
+                self._sleeper = self._loop.create_future()
+                await self._sleeper
         finally:
             if self._timer:
                 self._timer.cancel()
@@ -193,7 +194,8 @@ class Link:
             else:
                 if len(self._waiting) <= QUEUE:  # more are not needed to know that they are too many
                     self._waiting.append(action)
-                self._wake.set()
+                if self._sleeper and not self._sleeper.done():
+                    self._sleeper.set_result(None)
 
     def _heard(self, peer: int, frames: Sequence[bytes], allowed: Sequence[type[Any]]) -> None:
         now = self._loop.time()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import json
 import os
 import sys
@@ -73,5 +74,6 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
+    gc.disable()  # as the subscribers do
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())

@@ -128,6 +128,6 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
-    gc.freeze()
+    gc.disable()  # walking the heap of five hundred proxies is a cost that no proxy has
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve())
