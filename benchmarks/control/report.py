@@ -106,9 +106,8 @@ def _others(rows: Results) -> list[str]:
             "",
             f"10,000 routes, 1,000 subscribers that hold their last good version: all LIVE "
             f"{spread(row['seconds'])} s "
-            f"after it was ready, {spread(row['with_start'])} s after the process was started; "
-            f"{row['snapshots']} "
-            f"snapshots were needed. Begun with nothing at all, so that each needs a snapshot, all were "
+            f"after it was ready, {spread(row['with_start'])} s after the process was started. "
+            f"Begun with nothing at all, so that each needs a snapshot, all were "
             f"LIVE after "
             f"{row['cold_seconds']:.1f} s, most of it unpacking and hashing ten million rows on these two "
             f"cores; "
