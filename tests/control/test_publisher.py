@@ -385,7 +385,7 @@ async def test_a_link_that_stops_reading_heals_by_a_range() -> None:
         publish._closed = True  # deaf
         noise = random.Random(1)
         for _ in range(2000):
-            board.put(many(100, a=noise.randbytes(2000)))
+            board.put(many(100, a=noise.randbytes(30_000)))  # 60 MB: more than sockets and queues hold
             await speaker.advance()
         await until(lambda: crew.links[1].sync.version == 2001, "the other follows")
         assert crew.links[0].sync.version == 1
