@@ -213,7 +213,7 @@ def verify(plane: Plane) -> m.VerifyAnswer:
         if not proxy.present:
             continue
         attributes = proxy.attributes
-        view = attributes.view
+        view = proxy.view
         if view not in views:
             views[view] = m.VerifiedView(
                 view=view,

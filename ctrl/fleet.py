@@ -85,6 +85,10 @@ class Proxy:
     problem: str = ""
     seats: list[Seat] = field(default_factory=list)
     size: int = 0
+    view: str = ""  # of its attributes
+
+    def __post_init__(self) -> None:
+        self.view = self.attributes.view
 
     @property
     def present(self) -> bool:
@@ -191,7 +195,7 @@ class Fleet:
         self._take_seat(proxy, report, address, now)
         proxy.size, proxy.heard = size, now
         if proxy.attributes != report.attributes:
-            proxy.attributes = report.attributes
+            proxy.attributes, proxy.view = report.attributes, report.attributes.view
         if proxy.breakers != rows:
             proxy.breakers = rows
         proxy.state = report.state if report.state in STATES else UNKNOWN

@@ -10,11 +10,11 @@ import asyncio
 import socket as system
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from fastproxy.sockets import MAX_FRAMES, Readable, loopback, open_socket
+from fastproxy.sockets import MAX_FRAMES, Readable, bound_port, loopback, open_socket
 from fastproxy.wire import MAX_HEADER, MAX_REPORT
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ def bind(socket: zmq.Socket[bytes], address: str) -> str:
     except zmq.ZMQError as e:
         socket.close(0)
         raise OSError(e.errno, f"cannot bind {address}: {e.strerror}") from None
-    bound = cast(bytes, socket.getsockopt(zmq.LAST_ENDPOINT)).rstrip(b"\0").decode()
-    return at_port(address, int(bound.rpartition(":")[2]))
+    return at_port(address, bound_port(socket))
 
 
 def at_port(address: str, port: int) -> str:

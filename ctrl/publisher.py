@@ -8,7 +8,6 @@ holds up no other, and heartbeats go on meanwhile with what its proxies were tol
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import time
 from typing import TYPE_CHECKING, Protocol
@@ -126,7 +125,7 @@ class Publisher:
     def _agrees(self, proxy: Proxy) -> bool:
         """What it serves is of our history, as far as we can tell: not of another under the same epoch, as
         after a backup was restored."""
-        view = self.down.views.get(view_of(proxy.attributes))
+        view = self.down.views.get(proxy.view)
         feed = view.feed if view else None
         if feed is None or proxy.epoch != feed.epoch:
             return True
@@ -274,11 +273,6 @@ class Publisher:
                 self.fleet.expire()
             except Exception:  # a publisher without heartbeats is dead for its proxies
                 _log.exception("heartbeat")
-
-
-@functools.lru_cache(maxsize=4096)
-def view_of(attributes: Attributes) -> str:
-    return attributes.view
 
 
 def _now_us() -> int:
