@@ -267,7 +267,7 @@ cdef void response_cut(Worker *w, Exchange *ex, bint clean) noexcept nogil:
         else:
             exchange_abort(w, ex, KIND_UPSTREAM_TRUNCATED)
         return
-    if exchange_retry(w, ex, not clean and errno == ECONNRESET):
+    if exchange_retry(w, ex, (u.flags & CONN_RESET) != 0):
         return
     if ex.flags & EX_UPSTREAM_BYTES and clean:
         exchange_fail(w, ex, KIND_UPSTREAM_PROTOCOL, BAD_LINE)

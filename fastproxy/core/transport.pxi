@@ -3,6 +3,9 @@
 #
 # Edge-triggered rule: CONN_READABLE says that recv may have something. A read shorter than asked for drains the socket,
 # so it clears the flag without a second recv that would only say EAGAIN; unless FIN or an error is known to follow.
+#
+# The kernel tells a reset once, to whichever call comes first; after that, recv says 0 as if the peer had ended properly.
+# So it is kept in CONN_RESET, and what a send was told is what the read of the rest ends with.
 
 cdef enum:
     IO_AGAIN = -1
@@ -21,15 +24,23 @@ cdef ssize_t conn_recv(Worker *w, Conn *c, uint8_t *buf, size_t size) noexcept n
                 c.flags &= ~CONN_READABLE
             return n
         if n == 0:
-            c.flags |= CONN_EOF
             c.flags &= ~CONN_READABLE
+            if c.flags & CONN_RESET:
+                return IO_ERROR
+            c.flags |= CONN_EOF
             return 0
         if errno == EINTR:
             continue
         c.flags &= ~CONN_READABLE
         if errno == EAGAIN:
             return IO_AGAIN
-        return IO_ERROR
+        return conn_failed(c)
+
+cdef ssize_t conn_failed(Conn *c) noexcept nogil:
+    """The call said an error that ends the connection. FIN before the reset is told as EPIPE: what came was whole."""
+    if errno == ECONNRESET:
+        c.flags |= CONN_RESET
+    return IO_ERROR
 
 cdef ssize_t conn_send(Worker *w, Conn *c, const uint8_t *p, size_t n) noexcept nogil:
     """Bytes the socket took (it may be fewer, then CONN_BLOCKED is set), or IO_ERROR."""
@@ -46,7 +57,7 @@ cdef ssize_t conn_send(Worker *w, Conn *c, const uint8_t *p, size_t n) noexcept 
         if errno == EAGAIN:
             conn_block(w, c)
             return 0
-        return IO_ERROR
+        return conn_failed(c)
 
 cdef ssize_t conn_send2(Worker *w, Conn *c, const uint8_t *p, size_t n, const uint8_t *q, size_t m) noexcept nogil:
     """As conn_send, for two pieces in one call."""
@@ -72,7 +83,7 @@ cdef ssize_t conn_send2(Worker *w, Conn *c, const uint8_t *p, size_t n, const ui
         if errno == EAGAIN:
             conn_block(w, c)
             return 0
-        return IO_ERROR
+        return conn_failed(c)
 
 cdef void conn_block(Worker *w, Conn *c) noexcept nogil:
     """A write came back short: the next EPOLLOUT resumes."""

@@ -242,15 +242,19 @@ class Hammer:
         end = r.choice(("", "", "", "fin", "rst", "close"))
         cut = r.randrange(len(data) + 1) if end and r.random() < 0.6 else len(data)
         with contextlib.closing(Client(proxy.address, STALL, r.choice((0, 0, 4096)))) as client:
-            sender = threading.Thread(target=self._say, args=(r, client, data[:cut], end), daemon=True)
+            told: list[OSError] = []
+            sender = threading.Thread(target=self._say, args=(client, data[:cut], end, told), daemon=True)
             sender.start()
             try:
                 for case in cases:
                     if r.random() < 0.1:
                         time.sleep(r.random() * 0.1)
                     response = client.response(case.method)
-                    # what only the connection ends may have been ended by us, or by a cut that is no RST
-                    if response.framing != "close" or not (self.unix or end in ("rst", "close")):
+                    if response.framing == "close":
+                        sender.join(STALL)
+                    # what only the connection ends may have been ended by us, or by a cut that is no RST, or by one
+                    # that the kernel told our send: it tells only once
+                    if response.framing != "close" or not (self.unix or told or end in ("rst", "close")):
                         case.assert_answer(response)
                         self.whole += 1
                     if response.status == 101:
@@ -264,8 +268,8 @@ class Hammer:
                     client.sock.shutdown(socket.SHUT_RDWR)
                 sender.join()
 
-    def _say(self, r: random.Random, client: Client, data: bytes, end: str) -> None:
-        with contextlib.suppress(OSError):
+    def _say(self, client: Client, data: bytes, end: str, told: list[OSError]) -> None:
+        try:
             self._send(random.Random(len(data)), client, data)
             if end == "fin":
                 client.half_close()
@@ -274,6 +278,8 @@ class Hammer:
                 if end == "rst":
                     client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 client.sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            told.append(error)
 
 
 def hammer(seed: int, seconds: float, folder: Path, unix: bool) -> Hammer:
