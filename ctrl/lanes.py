@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from fastproxy.sockets import MAX_FRAMES, Readable, bound_port, loopback, open_socket
+from fastproxy.sockets import Readable, bound_port, loopback, open_socket, receive
 from fastproxy.wire import MAX_HEADER, MAX_REPORT
 
 if TYPE_CHECKING:
@@ -115,24 +115,10 @@ class Lane(Readable):
         return True
 
     def _take(self) -> bool:
-        frames = _receive(self.socket)
+        frames = receive(self.socket)
         if frames:
             self._on_message(Peer(frames[0]), [frame.bytes for frame in frames])
         return bool(frames)
-
-
-def _receive(socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
-    try:
-        frames = [socket.recv(zmq.NOBLOCK, copy=False)]
-        while frames[-1].more:
-            frame = socket.recv(zmq.NOBLOCK, copy=False)
-            if len(frames) > MAX_FRAMES:
-                frames[-1] = frame
-            else:
-                frames.append(frame)
-    except zmq.ZMQError:
-        return []
-    return frames
 
 
 def bind(socket: zmq.Socket[bytes], address: str) -> str:

@@ -279,7 +279,7 @@ class _Cache:
         self.name = name
         self.started_ms = time.time_ns() // 1_000_000
 
-    async def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:
+    def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:
         return [
             (type(action), Done(action.version, getattr(action, "hash", rows.hash))) for action in actions
         ]

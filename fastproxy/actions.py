@@ -21,6 +21,8 @@ class State(Enum):
     STALE = "STALE"  # no publisher speaks, or all that speak are older than what we hold
     REJECTED = "REJECTED"  # we hold the head and cannot serve it; an older version goes on
 
+    __hash__ = object.__hash__  # there is one of each; Enum's own hashes their names
+
 
 class Event(Enum):
     CURRENT = "a publisher's head is what we hold"
@@ -28,6 +30,8 @@ class Event(Enum):
     SILENT = "no publisher that is up to date speaks"
     UNFIT = "the version we hold cannot be served"
     TAKEN = "the version we hold serves"
+
+    __hash__ = object.__hash__
 
 
 NEXT = {
@@ -47,9 +51,11 @@ NEXT = {
 
 
 # --- actions ---
+#
+# Frozen, but for the two that every version needs: see the messages of fastproxy.wire.
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Apply:
     """Serve this version from now on; a candidate that is held is forgotten, whether or not it serves.
 
@@ -95,7 +101,7 @@ class Drop:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Send:
     """To one publisher: an Ask on the snapshot lane, Answers on the answer lane."""
 

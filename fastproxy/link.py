@@ -12,7 +12,7 @@ import contextlib
 import os
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import zmq
@@ -74,14 +74,18 @@ _REFUSALS = {
 }
 
 ApplierAction = Apply | Prepare | Flip | Settle | Drop
+Results = list[tuple[type, Done]]
 _APPLIED = (Apply, Prepare, Flip, Settle, Drop)
 
 
 class Applier(Protocol):
     """Who serves the tables."""
 
-    async def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:
+    def carry_out(
+        self, actions: Sequence[ApplierAction], rows: Rows
+    ) -> Results | Coroutine[Any, Any, Results]:
         """Do these, in order; the same in fewer steps will do. How each went, beside the type of the action.
+        What takes longer is awaited, and what comes meanwhile waits for it.
 
         ``rows`` change while this awaits: read them before. They may already be newer than the actions say,
         never older. An exception means that all of them failed.
@@ -131,7 +135,9 @@ class Link:
         self._context = context
         self._ends: list[_End] = []
         self._waiting: list[ApplierAction] = []
-        self._sleeper: asyncio.Future[None] | None = None  # of who applies, while there is nothing to
+        self._applying = False
+        self._answering: asyncio.Handle | None = None
+        self._awaited: asyncio.Future[tuple[list[ApplierAction], int, Coroutine[Any, Any, Results]]]
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0  # of the timer; uvloop's does not tell when it is about to ring
         self._loop: asyncio.AbstractEventLoop
@@ -143,42 +149,67 @@ class Link:
     async def run(self) -> None:
         """Until it is cancelled. Then every socket is closed."""
         self._loop = asyncio.get_running_loop()
+        self._awaited = self._loop.create_future()
         self._context = self._context or make_context()
         try:
             self._ends = [_End(self, i, peer.address) for i, peer in enumerate(self.sync.peers)]
             self._tick()
             while True:
-                while self._waiting:
-                    await self._apply()
-                self._sleeper = self._loop.create_future()
-                await self._sleeper
+                batch, epoch, results = await self._awaited
+                self._awaited = self._loop.create_future()
+                try:
+                    done = await results
+                except Exception as e:
+                    done = self._failed(batch, e)
+                self._applied(epoch, done)
         finally:
-            if self._timer:
-                self._timer.cancel()
+            if self._awaited.done() and not self._awaited.cancelled():
+                self._awaited.result()[2].close()  # it was never begun
+            for handle in (self._timer, self._answering):
+                if handle:
+                    handle.cancel()
             for end in self._ends:
                 end.close()
             if self._own_context:
                 self._context.term()
 
-    async def _apply(self) -> None:
-        batch, self._waiting = self._waiting, []
-        if len(batch) > QUEUE:
-            batch = [action for action in self.sync.anew() if isinstance(action, _APPLIED)]
-        # all rows anew: what came before it no longer matters
-        whole = [i for i, action in enumerate(batch) if isinstance(action, Apply) and action.changes is None]
-        batch = batch[whole[-1] :] if whole else batch
-        if not batch:
-            return
-        epoch = self.sync.epoch  # of all of them: only such an Apply brings another
-        try:
-            results = await self._applier.carry_out(batch, self.sync.rows)
-        except Exception as e:  # whatever it is, traffic goes on with what serves now
-            why = f"{type(e).__name__}: {e}"
-            self._tell_log(Say(f"version {batch[-1].version} could not be applied: {why}"))
-            results = [(type(a), Done(a.version, getattr(a, "hash", b""), error=why)) for a in batch]
+    def _apply(self) -> None:
+        """What waits, unless something is being applied: it comes behind it."""
+        if self._waiting and not self._applying:
+            batch, self._waiting = self._waiting, []
+            if len(batch) > QUEUE:
+                batch = [action for action in self.sync.anew() if isinstance(action, _APPLIED)]
+            # all rows anew: what came before it no longer matters
+            whole = [
+                i for i, action in enumerate(batch) if isinstance(action, Apply) and action.changes is None
+            ]
+            batch = batch[whole[-1] :] if whole else batch
+            if not batch:
+                return
+            self._applying = True
+            epoch = self.sync.epoch  # of all of them: only such an Apply brings another
+            try:
+                results = self._applier.carry_out(batch, self.sync.rows)
+            except Exception as e:
+                results = self._failed(batch, e)
+            if isinstance(results, list):
+                # answers wait until who else is due in this turn has its tables
+                self._answering = self._loop.call_soon(self._applied, epoch, results)
+            else:
+                self._awaited.set_result((batch, epoch, results))
+
+    def _failed(self, batch: Sequence[ApplierAction], e: Exception) -> Results:
+        """Whatever it is, traffic goes on with what serves now."""
+        why = f"{type(e).__name__}: {e}"
+        self._tell_log(Say(f"version {batch[-1].version} could not be applied: {why}"))
+        return [(type(a), Done(a.version, getattr(a, "hash", b""), error=why)) for a in batch]
+
+    def _applied(self, epoch: int, results: Results) -> None:
+        self._applying = False
         for kind, done in results:
             done.epoch = epoch
             self._do(self.sync.on_prepared(done) if kind is Prepare else self.sync.on_applied(done))
+        self._apply()
 
     # --- actions ---
 
@@ -194,8 +225,6 @@ class Link:
             else:
                 if len(self._waiting) <= QUEUE:  # more are not needed to know that they are too many
                     self._waiting.append(action)
-                if self._sleeper and not self._sleeper.done():
-                    self._sleeper.set_result(None)
 
     def _heard(self, peer: int, frames: Sequence[bytes], allowed: Sequence[type[Any]]) -> None:
         now = self._loop.time()
@@ -214,6 +243,7 @@ class Link:
             end.report_every(message.report_ms)
             end.spread = min(message.spread_ms / 1000, MAX_SPREAD)
         self._do(self.sync.on_message(peer, message, now))
+        self._apply()
         if not (isinstance(message, Update) and self.sync.calm):
             self._plan(now)
 
@@ -232,6 +262,7 @@ class Link:
         self._do(self.sync.tick(now))
         for end, peer in zip(self._ends, self.sync.peers, strict=True):
             end.tick(now, peer.heard)
+        self._apply()
         self._plan(now)
 
     def _tell_log(self, say: Say) -> None:
@@ -391,7 +422,8 @@ class _End:
             if self.asks:
                 self.asks.send(encode(message))
             return
-        self.answered = [*self.answered, *message.answers][-MAX_ANSWERED:]
+        self.answered += message.answers
+        del self.answered[:-MAX_ANSWERED]
         if not self.spread:
             self.answer()
         elif self.answerer is None:  # else all would answer in one moment, while the publisher still sends
@@ -407,30 +439,33 @@ class _End:
     def report_every(self, milliseconds: int) -> None:
         if milliseconds and milliseconds != self.report_ms:
             self.report_ms = milliseconds
-            self.report_in(self.interval())
+            self.report_in(self.interval(anew=True))
 
     def report_soon(self) -> None:
         """Once for all that happens in this turn."""
         if self.reporter:
             self.reporter.cancel()
-        self.reporter = self.link._loop.call_soon(self.report)
+        self.reporter = self.link._loop.call_soon(self.report, True)
 
     def report_in(self, seconds: float) -> None:
         if self.reporter:
             self.reporter.cancel()
         self.reporter = self.link._loop.call_later(seconds, self.report)
 
-    def report(self) -> None:
+    def report(self, anew: bool = False) -> None:
         self.reporter = None
         if self.answers:
             self.answers.send(self.link._report())
             candidate = self.link.sync.candidate
             if candidate and candidate.answer:  # that may have been lost, and a rollout waits for it
                 self.answers.send(encode(Answers(answers=[candidate.answer])))
-            self.report_in(self.interval())
+            self.report_in(self.interval(anew))
 
-    def interval(self) -> float:
-        return max(self.report_ms, 100) / 1000 * (0.9 + 0.2 * self.link._random.random())
+    def interval(self, anew: bool = False) -> float:
+        """Seconds to the next report. ``anew``: what made us begin made all others begin in the same moment,
+        so the first one comes somewhere in the interval."""
+        drawn = self.link._random.random()
+        return max(self.report_ms, 100) / 1000 * (0.1 + 0.9 * drawn if anew else 0.9 + 0.2 * drawn)
 
     def tick(self, now: float, heard: float) -> None:
         """Ask again who it is; where a connection seems to stand and brings nothing, make another: the

@@ -17,9 +17,9 @@ raises WireError, nothing else.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import msgpack
 import zstandard
@@ -39,6 +39,9 @@ COMPRESS_FROM = 1024  # smaller bodies are not worth it
 WHOLE = 1 << 32  # the share that is everybody
 MAX_INT = 1 << 63
 VIEW_BYTES = 8
+
+
+T = TypeVar("T")
 
 
 class WireError(ValueError):
@@ -112,6 +115,9 @@ def probe_topic(nonce: bytes) -> bytes:
 
 
 # --- messages ---
+#
+# None of them is changed once it is made. Those that come with every version are not frozen all the same: a
+# frozen one takes three times as long to make.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +138,7 @@ class Announce:
     jitter_ms: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Heartbeat:
     """The head of one view: what everybody should serve. Sent every ``heartbeat_ms`` and when it changes.
 
@@ -159,7 +165,7 @@ class Heartbeat:
     id: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Update:
     """One step from (prev_version, prev_hash) to (version, hash). Whoever does not stand on prev has a gap.
 
@@ -229,7 +235,7 @@ PREPARED, SERVING, REJECTED = "prepared", "serving", "rejected"
 RESULTS = (PREPARED, SERVING, REJECTED)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What one proxy did with one version. Times in microseconds: from the message's arrival to now, of this
     the compile, and the longest swap of a worker. ``error``: why it was rejected, or what of a version that
@@ -263,7 +269,7 @@ class Answer:
         return cls(*value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Answers:
     """Of one proxy, or through a relay of many."""
 
@@ -311,11 +317,12 @@ def encode(message: Message) -> list[bytes]:
     """Header and, for tables, body. The topic is the caller's."""
     header: dict[str, Any] = {"t": message.t}
     body: bytes | None = None
-    for f in _FIELDS[type(message)]:
+    shape = _SHAPES[type(message)]
+    if shape.body:
+        body = pack_body(getattr(message, shape.body))
+    for f in shape.fields.values():
         value = getattr(message, f.name)
-        if f.body:
-            body = pack_body(value)
-        elif isinstance(value, Attributes):
+        if isinstance(value, Attributes):
             header[f.name] = value.to_wire()
         elif isinstance(message, Answers):
             header[f.name] = [item.to_wire() for item in value]
@@ -343,25 +350,26 @@ def decode(frames: Sequence[bytes], allowed: Sequence[type[Any]] = ()) -> Messag
     kind = TYPES.get(header["t"])
     if kind is None or (allowed and kind not in allowed):
         raise WireError(f"a message of type {header['t'][:40]!r} does not belong here")
+    shape = _SHAPES[kind]
     values: dict[str, Any] = {}
-    body_field = ""
-    for f in _FIELDS[kind]:
-        if f.body:
-            body_field = f.name
-        elif f.name in header:
-            value = header[f.name]
-            if f.kind is not int or f.port or type(value) is not int or not 0 <= value < MAX_INT:
-                value = _field(value, f, f"{kind.t}.{f.name}")  # the plain number is what comes most
-            values[f.name] = value
-        elif f.needed:
-            raise WireError(f"{kind.t}.{f.name} is missing")
-    if bool(body_field) != (len(frames) == 2):
-        raise WireError(f"{kind.t}: a body is {'missing' if body_field else 'not wanted'}")
-    if body_field:
+    for name, value in header.items():
+        f = shape.fields.get(name)
+        if f is not None:  # else it is t, or of a release that is newer than this
+            if f.number and type(value) is int and 0 <= value < MAX_INT:
+                pass  # what comes most is told from the rest at once
+            elif not f.hash or type(value) is not bytes or len(value) != HASH_BYTES:
+                value = _field(value, f, f"{kind.t}.{name}")
+            values[name] = value
+    if not values.keys() >= shape.needed:
+        missing = sorted(shape.needed - values.keys())
+        raise WireError(f"{kind.t}.{missing[0]} is missing")
+    if bool(shape.body) != (len(frames) == 2):
+        raise WireError(f"{kind.t}: a body is {'missing' if shape.body else 'not wanted'}")
+    if shape.body:
         if values.get("format", FORMAT) != FORMAT:
             raise WireError(f"{kind.t}.format is {values['format']}, this build reads {FORMAT}")
         body = inflate(frames[1], values.get("size", 0), values.get("zstd", False))
-        values[body_field] = (unpack_changes if kind is Update else unpack_rows)(body)
+        values[shape.body] = (unpack_changes if kind is Update else unpack_rows)(body)
     return cast(Message, kind(**values))
 
 
@@ -421,79 +429,70 @@ def inflate(frame: bytes, size: int, compressed: bool) -> bytes:
 
 def unpack_changes(body: bytes) -> Changes:
     """Raises WireError."""
-    out = Changes()
-    with _Body(body) as read:
-        for name in read.tables():
-            if read.count("array", name) != 2:
-                raise WireError(f"body.{name} is not [puts, deletes]")
-            if puts := read.rows(name):
-                out.puts[name] = puts
-            deletes = [read.key(name) for _ in range(read.count("array", name))]
-            if deletes:
-                out.deletes[name] = deletes
-    return out
+    steps = _tables(body, _step)
+    return Changes(
+        {name: puts for name, (puts, _) in steps.items() if puts},
+        {name: deletes for name, (_, deletes) in steps.items() if deletes},
+    )
 
 
 def unpack_rows(body: bytes) -> Packed:
     """Raises WireError."""
-    with _Body(body) as read:
-        return {name: read.rows(name) for name in read.tables()}
+    return _tables(body, _rows)
 
 
-class _Body:
-    """Reads a body item by item. What a length claims is not set aside before it is there, and nothing is
-    nested deeper than the protocol says: read as a whole, five bytes can ask for a list of a billion."""
+def _tables(body: bytes, read: Callable[[msgpack.Unpacker, str], T]) -> dict[str, T]:
+    """What ``read`` makes of each table.
 
-    def __init__(self, body: bytes) -> None:
-        self._size = len(body)
-        self._unpacker = msgpack.Unpacker(max_buffer_size=max(len(body), 1), max_array_len=0, max_map_len=0)
-        self._unpacker.feed(body)
-        self._next = self._unpacker.unpack
-
-    def __enter__(self) -> _Body:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, WireError):
-            return
-        if isinstance(error, Exception):  # msgpack raises what it likes for hostile bytes
-            raise WireError(f"the body is not msgpack: {type(error).__name__} {error}") from None
-        if error is None and self._unpacker.tell() != self._size:
-            raise WireError("the body goes on behind its end")
-
-    def tables(self) -> Iterator[str]:
-        """Their names; what is behind each has to be read in between."""
-        seen = set()
-        for _ in range(self._unpacker.read_map_header()):
-            name = self._next()
-            if name not in NAMES or name in seen:
+    Item by item: what a length claims is not set aside before it is there, and nothing is nested deeper than
+    the protocol says. Read as a whole, five bytes can ask for a list of a billion.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=max(len(body), 1), max_array_len=0, max_map_len=0)
+    unpacker.feed(body)
+    out: dict[str, T] = {}
+    name = ""
+    try:
+        for _ in range(unpacker.read_map_header()):
+            name = unpacker.unpack()
+            if name not in NAMES or name in out:
                 raise WireError(f"body: there is no table {str(name)[:40]!r}, or it is there twice")
-            seen.add(name)
-            yield name
+            out[name] = read(unpacker, name)
+        end = unpacker.tell()
+    except WireError:
+        raise
+    except Exception as e:  # msgpack raises what it likes for hostile bytes
+        raise WireError(
+            f"body.{str(name)[:40]} is not as the protocol says: {type(e).__name__} {e}"
+        ) from None
+    if end != len(body):
+        raise WireError("the body goes on behind its end")
+    return out
 
-    def count(self, kind: str, table: str) -> int:
-        """Items of the array or map that comes now."""
-        try:
-            return int(getattr(self._unpacker, f"read_{kind}_header")())
-        except ValueError:
-            raise WireError(f"body.{table}: {kind} expected") from None
 
-    def rows(self, table: str) -> dict[str, bytes]:
-        count, out = self.count("map", table), {}
-        for _ in range(count):
-            key, row = self.key(table), self._next()
-            if type(row) is not bytes or len(row) > MAX_ROW:
-                raise WireError(f"body.{table}[{key[:40]}]: a row is at most {MAX_ROW} bytes of msgpack")
-            out[key] = row
-        if len(out) != count:
-            raise WireError(f"body.{table}: a key is there twice")
-        return out
+def _step(unpacker: msgpack.Unpacker, table: str) -> tuple[dict[str, bytes], list[str]]:
+    if unpacker.read_array_header() != 2:
+        raise WireError(f"body.{table} is not [puts, deletes]")
+    puts = _rows(unpacker, table)
+    return puts, [_key(unpacker, table) for _ in range(unpacker.read_array_header())]
 
-    def key(self, table: str) -> str:
-        key = self._next()
-        if type(key) is not str or len(key) > MAX_KEY:
-            raise WireError(f"body.{table}: a key is a string of at most {MAX_KEY} characters")
-        return key
+
+def _rows(unpacker: msgpack.Unpacker, table: str) -> dict[str, bytes]:
+    count, out = unpacker.read_map_header(), {}
+    for _ in range(count):
+        key, row = _key(unpacker, table), unpacker.unpack()
+        if type(row) is not bytes or len(row) > MAX_ROW:
+            raise WireError(f"body.{table}[{key[:40]}]: a row is at most {MAX_ROW} bytes of msgpack")
+        out[key] = row
+    if len(out) != count:
+        raise WireError(f"body.{table}: a key is there twice")
+    return out
+
+
+def _key(unpacker: msgpack.Unpacker, table: str) -> str:
+    key = unpacker.unpack()
+    if type(key) is not str or len(key) > MAX_KEY:
+        raise WireError(f"body.{table}: a key is a string of at most {MAX_KEY} characters")
+    return key
 
 
 # --- checks ---
@@ -543,7 +542,7 @@ class _Field:
     kind: type | None
     needed: bool
     default: Any
-    body: bool
+    number: bool  # nothing but the range of numbers is to be checked
     hash: bool
     port: bool
     read: Callable[[Any, str], Any]
@@ -555,19 +554,29 @@ class _Field:
             "list[Answer]": _answers,
             "list[Any]": _breakers,
         }
+        port = "port" in f.name.split("_")
         return cls(
             name=f.name,
             kind=_KINDS.get(f.type),
             needed=f.default is MISSING and f.default_factory is MISSING,
             default=f.default,
-            body="body" in f.metadata,
+            number=f.type == "int" and not port,
             hash="hash" in f.name,
-            port="port" in f.name.split("_"),
+            port=port,
             read=reads.get(f.type, lambda value, _: value),
         )
 
 
-_FIELDS = {kind: tuple(map(_Field.of, fields(kind))) for kind in TYPES.values()}
+class _Shape:
+    """The fields of a kind of message: those of its header by name, and the one that is its body."""
+
+    def __init__(self, kind: type[Any]) -> None:
+        self.fields = {f.name: _Field.of(f) for f in fields(kind) if "body" not in f.metadata}
+        self.needed = frozenset(f.name for f in self.fields.values() if f.needed)
+        self.body = next((f.name for f in fields(kind) if "body" in f.metadata), "")
+
+
+_SHAPES = {kind: _Shape(kind) for kind in TYPES.values()}
 
 
 def _want(value: Any, kind: type, where: str) -> None:
@@ -587,4 +596,6 @@ def _is_text(value: Any) -> bool:
 
 def clean(text: str, most: int = 2000) -> str:
     """What is left of a text when it must be one that the protocol takes: for errors that others worded."""
+    if text.isprintable() and len(text) <= most:
+        return text
     return "".join(c if c == "\n" or c.isprintable() else "?" for c in text[:most])

@@ -3,7 +3,7 @@
 ``python -m benchmarks.control`` measures them and writes control.json, control.md and control.svg.
 
 subscribers   a process with many real :class:`fastproxy.link.Link`, each checking and keeping its rows
-bare          as many plain SUB sockets that only read: what ZeroMQ and the machine take by themselves
+bare          plain pyzmq, as many SUB sockets that only read: what it and the machine take by themselves
 crowd         both as child processes that are asked questions
 plane         the control plane as a child process
 scenarios     the rows

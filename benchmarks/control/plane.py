@@ -143,8 +143,18 @@ class Plane:
         except urllib.error.HTTPError as e:
             raise Failed(f"apply: {e.code} {e.read()[:600].decode(errors='replace')}") from None
 
-    def progress(self, version: int) -> dict[str, Any]:
-        return dict(self.get(f"/v1/progress?version={version}"))
+    def known(self, version: int, count: int, seconds: float) -> float:
+        """When the control plane knows that ``count`` proxies serve this version, Unix seconds. Raises
+        Failed."""
+        deadline = time.monotonic() + seconds
+        seen = ""
+        while time.monotonic() < deadline:
+            progress = self.get(f"/v1/progress?version={version}&wait=1{seen}")
+            if progress["serving"] >= count:
+                return time.time()
+            seen = f"&seen={progress['seen']}"
+            time.sleep(0.05)  # each look costs the control plane a walk over all proxies
+        raise Failed(f"after {seconds} s the control plane does not know all to serve {version}: {progress}")
 
     def cpu_ns(self) -> dict[int, int]:
         return cpu_clock([self.pid])

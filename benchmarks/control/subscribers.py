@@ -34,7 +34,7 @@ class Kept:
     def __init__(self) -> None:
         self.seen: list[tuple[int, int, int]] = []  # version, sent, applied: Unix us
 
-    async def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:
+    def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:
         now = time.time_ns() // 1000
         out: list[tuple[type, Done]] = []
         for action in actions:

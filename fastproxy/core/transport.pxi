@@ -4,8 +4,8 @@
 # Edge-triggered rule: CONN_READABLE says that recv may have something. A read shorter than asked for drains the socket,
 # so it clears the flag without a second recv that would only say EAGAIN; unless FIN or an error is known to follow.
 #
-# The kernel tells a reset once, to whichever call comes first; after that, recv says 0 as if the peer had ended properly.
-# So it is kept in CONN_RESET, and what a send was told is what the read of the rest ends with.
+# The kernel tells a reset once, to whichever call comes first; after that, recv says 0 as if the peer had ended
+# properly. So it is kept in CONN_RESET, and what a send was told is what the read of the rest ends with.
 
 cdef enum:
     IO_AGAIN = -1

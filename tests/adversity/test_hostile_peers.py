@@ -252,8 +252,8 @@ class Hammer:
                     response = client.response(case.method)
                     if response.framing == "close":
                         sender.join(STALL)
-                    # what only the connection ends may have been ended by us, or by a cut that is no RST, or by one
-                    # that the kernel told our send: it tells only once
+                    # what only the connection ends may have been ended by us, or by a cut that is no RST, or
+                    # by one that the kernel told our send: it tells only once
                     if response.framing != "close" or not (self.unix or told or end in ("rst", "close")):
                         case.assert_answer(response)
                         self.whole += 1

@@ -180,12 +180,28 @@ class Applier:
         return {"requests": 7, "admin": "127.0.0.1:1"}
 
 
+class AtOnce(Applier):
+    """It does not wait for anything."""
+
+    def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:  # type: ignore[override]
+        self.batches.append(list(actions))
+        if self.fails:
+            raise self.fails
+        return [(type(a), Done(a.version, getattr(a, "hash", b""))) for a in actions]
+
+
 class Life:
     """A link that runs."""
 
-    def __init__(self, context: zmq.Context[Any], addresses: list[str], curve: Any = None) -> None:
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        addresses: list[str],
+        curve: Any = None,
+        applier: Applier | None = None,
+    ) -> None:
         self.said: list[Say] = []
-        self.applier = Applier()
+        self.applier = applier or Applier()
         self.link = Link(
             "node", HERE, addresses, self.applier, context=context, curve=curve, rng=random.Random(1),
             release="9.9", say=self.said.append,
@@ -207,10 +223,12 @@ class Life:
 
 
 @asynccontextmanager
-async def pair(address: str = "tcp://127.0.0.1:*") -> AsyncIterator[tuple[Server, Life]]:
+async def pair(
+    address: str = "tcp://127.0.0.1:*", applier: Applier | None = None
+) -> AsyncIterator[tuple[Server, Life]]:
     context = make_context()
     server = Server(context, address)
-    life = Life(context, [server.address])
+    life = Life(context, [server.address], applier=applier)
     try:
         yield server, life
     finally:
@@ -267,6 +285,55 @@ def test_the_clock_of_the_publisher() -> None:
             server.publish(server.head(now_ms=time.time_ns() // 1_000_000 + 3_600_000))
             await until(lambda: life.link.clock_offset_ms)
             assert abs(life.link.clock_offset_ms - 3_600_000) < 2000
+
+    run(test)
+
+
+def test_an_applier_that_is_done_at_once() -> None:
+    async def test() -> None:
+        applier = AtOnce()
+        async with pair(applier=applier) as (server, life):
+            await until(lambda: life.live(1))
+            for _ in range(20):
+                server.move()
+            await until(lambda: life.live(21))
+            applied = [action.version for batch in applier.batches for action in batch]
+            assert applied == list(range(1, 22)), "each once, in their order"
+            applier.fails = ValueError("not this one")
+            server.move()
+            await until(lambda: life.sync.state is State.REJECTED)
+            await until(lambda: (22, "rejected") in server.results())
+            assert "version 22 could not be applied: ValueError: not this one" in life.text
+            applier.fails = None
+            server.move()
+            await until(lambda: life.live(23))
+
+    run(test)
+
+
+def test_what_was_not_begun_when_the_link_ends_is_never_begun() -> None:
+    async def test() -> None:
+        async with pair() as (_, life):
+            await until(lambda: life.live(1))
+            life.applier.batches.clear()
+            life.link._waiting.append(Apply(1, life.sync.hash, None))
+            life.link._apply()
+            life.task.cancel()
+        assert life.applier.batches == []
+
+    run(test)
+
+
+def test_a_thousand_that_began_together_do_not_report_together() -> None:
+    async def test() -> None:
+        async with pair() as (_, life):
+            await until(lambda: life.live(1))
+            end = life.link._ends[0]
+            first = sorted(end.interval(anew=True) for _ in range(1000))
+            later = sorted(end.interval() for _ in range(1000))
+            whole = end.report_ms / 1000
+            assert first[0] < 0.15 * whole < 0.95 * whole < first[-1] <= whole
+            assert 0.9 * whole <= later[0] < later[-1] <= 1.1 * whole
 
     run(test)
 
