@@ -3,7 +3,7 @@
 Floors: a file imports only from its own floor or lower ones, and imports on one floor make no circle.
 
     0  errors settings tables oneline regex resources/  words: what documents and tables are
-       rows wire actions peers sync keys sockets link   the control protocol, both its ends
+       rows bodies wire actions peers sync keys sockets link   the control protocol, both its ends
     1  plan slots explain check, the compiled leaves    tables -> plan; parse, route, pick, record, drain
     2  _core with core/*.pxi                                 the forwarding loop
     3  worker spawner agent/                                 processes
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = ("fastproxy", "ctrl", "benchmarks", "tests")
 CEILING = 600
 FLOORS = {
-    0: "errors settings tables oneline regex resources rows wire actions peers sync keys sockets link",
+    0: "errors settings tables oneline regex resources rows bodies wire actions peers sync keys sockets link",
     1: "plan slots explain check _http1 _plan _balance _journal _names _accesslog _telemetry",
     2: "_core",
     3: "worker spawner agent",

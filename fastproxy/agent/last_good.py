@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 import msgpack
 
 from fastproxy.agent import log
+from fastproxy.bodies import pack_body, unpack_rows
 from fastproxy.rows import Packed, Rows
 from fastproxy.tables import FORMAT
-from fastproxy.wire import pack_body, unpack_rows
 
 MAGIC = b"fpGOOD\r\n"
 FILE_FORMAT = 1
