@@ -315,6 +315,7 @@ class _End:
         self.answered: list[Answer] = []  # not sent yet
         self.answerer: asyncio.TimerHandle | None = None
         self.reporter: asyncio.TimerHandle | asyncio.Handle | None = None
+        self.report_at = 0.0  # of the loop's clock
         self.well = False  # the connection stands
         self.stood = float("-inf")  # since then
         self.refused = False  # the publisher's choice, or ours: not tried again for a while
@@ -439,18 +440,22 @@ class _End:
     def report_every(self, milliseconds: int) -> None:
         if milliseconds and milliseconds != self.report_ms:
             self.report_ms = milliseconds
-            self.report_in(self.interval(anew=True))
+            # never later than it was to come: in a fleet that changes all the time, so does this
+            left = self.report_at - self.link._loop.time() if self.reporter else float("inf")
+            self.report_in(min(left, self.interval(anew=True)))
 
     def report_soon(self) -> None:
         """Once for all that happens in this turn."""
         if self.reporter:
             self.reporter.cancel()
+        self.report_at = self.link._loop.time()
         self.reporter = self.link._loop.call_soon(self.report, True)
 
     def report_in(self, seconds: float) -> None:
         if self.reporter:
             self.reporter.cancel()
-        self.reporter = self.link._loop.call_later(seconds, self.report)
+        self.report_at = self.link._loop.time() + seconds
+        self.reporter = self.link._loop.call_at(self.report_at, self.report)
 
     def report(self, anew: bool = False) -> None:
         self.reporter = None

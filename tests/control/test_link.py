@@ -338,6 +338,24 @@ def test_a_thousand_that_began_together_do_not_report_together() -> None:
     run(test)
 
 
+def test_an_interval_that_changes_all_the_time_puts_no_report_off() -> None:
+    async def test() -> None:
+        async with pair() as (server, life):
+            await until(lambda: life.live(1))
+            end = life.link._ends[0]
+            end.report_every(60_000)
+            due = end.report_at
+            for milliseconds in range(60_001, 60_100):
+                end.report_every(milliseconds)
+                assert end.report_at <= due
+                due = end.report_at
+            end.report_every(200)
+            before = len(server.of(Report))
+            await until(lambda: len(server.of(Report)) > before)
+
+    run(test)
+
+
 def test_garbage_on_every_lane_is_counted_and_harmless() -> None:
     async def test() -> None:
         async with pair() as (server, life):
