@@ -403,7 +403,8 @@ class Downstream:
                     async with self._packing:
                         await asyncio.to_thread(work)
                 # when the head has moved meanwhile, it is packed here: a head that never rests starves nobody
-                if view.waiting.pop(identity, None) is ask:
+                if view.waiting.get(identity) is ask:  # else it has asked anew meanwhile, or gave up
+                    del view.waiting[identity]
                     self._answer(feed, identity, ask)
                 done += 1
                 if done % AT_A_TURN == 0:

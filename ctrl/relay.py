@@ -59,6 +59,7 @@ NEWEST = 200_000  # proxies whose reports wait
 MEMORY = 512 * 1024 * 1024  # bytes of their reports
 LATE = 20_000  # answers that wait while nobody is there above; reports say the same
 FIRST = 3.0  # seconds that a new view waits for its rows, before its proxies are told that there are none
+AGAIN = 5.0  # seconds until a link that failed is run again
 FORGET = 600.0  # seconds after which a view is dropped that nobody asks or reports about
 MOST_VIEWS = 1024  # each has sockets of its own upwards
 
@@ -161,13 +162,24 @@ class Relay:
         link = self._link(view.attributes, ready.set)
         assert isinstance(link.sync, _Tap)
         link.sync.view = view
-        task = asyncio.create_task(link.run())
+        task = asyncio.create_task(self._keep_linked(link))
         self._links[view.name] = (link, task)
         try:
             await asyncio.wait_for(ready.wait(), FIRST)
         except TimeoutError:
             if view.feed is None:
                 view.feed = Feed(view.attributes)
+
+    async def _keep_linked(self, link: Link) -> None:
+        """What fails once (out of descriptors, say) must not leave a view without a link."""
+        while True:
+            try:
+                await link.run()
+            except Exception:
+                _log.exception(
+                    "the link of view %s failed; trying again in %g s", link.sync.attributes.view, AGAIN
+                )
+            await asyncio.sleep(AGAIN)
 
     def _gone(self, view: View) -> None:
         self._told.pop(view.name, None)
@@ -177,6 +189,7 @@ class Relay:
 
     async def _beat(self) -> None:
         """Heartbeats while somebody is there above, and whatever has to be looked at now and then."""
+        pace = 1.0  # seconds between reports
         while True:
             await asyncio.sleep(self.down.heartbeat)
             for place, view in enumerate(list(self.down.views.values())):
@@ -186,7 +199,9 @@ class Relay:
                 if place % BEATS == BEATS - 1:
                     await asyncio.sleep(0)
             self.down.forget(FORGET)
-            self._upward.forget(3.5 * max(self.down.report_ms / 1000, 1.0))
+            # an open candidate makes reports come sooner at once, and proxies follow by and by
+            pace = max(self.down.report_ms / 1000, 0.95 * pace, 1.0)
+            self._upward.forget(3.5 * pace)
 
     def _say(self, say: Say) -> None:
         _log.log(logging.WARNING if say.error else logging.INFO, "%s", say.text)
@@ -316,12 +331,12 @@ class Upward:
             if not port or (known and known[0] == port):
                 continue
             if known:
-                known[1].close()
+                self._lanes.pop(place)[1].close()
             assert self.relay.down.context
             socket = open_socket(self.relay.down.context, zmq.DEALER, curve=self.relay._curve, queue=10_000)
+            lane = Readable(asyncio.get_running_loop(), socket, self._on_frames)
             socket.connect(lane_address(peer.address, port))
-            loop = asyncio.get_running_loop()
-            self._lanes[place] = (port, Readable(loop, socket, self._on_frames))
+            self._lanes[place] = (port, lane)
         self._soon()
 
     def forget(self, seconds: float) -> None:

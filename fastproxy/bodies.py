@@ -91,16 +91,15 @@ def _tables(body: bytes, read: Callable[[msgpack.Unpacker, str], T]) -> dict[str
     try:
         for _ in range(unpacker.read_map_header()):
             name = unpacker.unpack()
-            if name not in NAMES or name in out:
-                raise WireError(f"body: there is no table {str(name)[:40]!r}, or it is there twice")
+            if type(name) is not str or name not in NAMES or name in out:
+                text = name[:40] if type(name) is str else type(name).__name__  # it may be a large one
+                raise WireError(f"body: there is no table {text!r}, or it is there twice")
             out[name] = read(unpacker, name)
         end = unpacker.tell()
     except WireError:
         raise
     except Exception as e:  # msgpack raises what it likes for hostile bytes
-        raise WireError(
-            f"body.{str(name)[:40]} is not as the protocol says: {type(e).__name__} {e}"
-        ) from None
+        raise WireError(f"body.{name} is not as the protocol says: {type(e).__name__} {e}") from None
     if end != len(body):
         raise WireError("the body goes on behind its end")
     return out

@@ -87,8 +87,8 @@ class Applier(Protocol):
         """Do these, in order; the same in fewer steps will do. How each went, beside the type of the action.
         What takes longer is awaited, and what comes meanwhile waits for it.
 
-        ``rows`` change while this awaits: read them before. They may already be newer than the actions say,
-        never older. An exception means that all of them failed.
+        ``rows`` are those of the last action that concerns them, and change as soon as this returns: what a
+        coroutine needs of them is to be read before it is made. An exception means that all of them failed.
         """
         ...
 
@@ -147,12 +147,15 @@ class Link:
         self._do(self.sync.restore(epoch, version, rows))
 
     async def run(self) -> None:
-        """Until it is cancelled. Then every socket is closed."""
+        """Until it is cancelled, or fails: then every socket is closed, and it may be run again."""
         self._loop = asyncio.get_running_loop()
         self._awaited = self._loop.create_future()
+        self._applying = False
         self._context = self._context or make_context()
         try:
-            self._ends = [_End(self, i, peer.address) for i, peer in enumerate(self.sync.peers)]
+            self._ends = []
+            for i, peer in enumerate(self.sync.peers):
+                self._ends.append(_End(self, i, peer.address))
             self._tick()
             while True:
                 batch, epoch, results = await self._awaited
@@ -171,19 +174,17 @@ class Link:
             for end in self._ends:
                 end.close()
             if self._own_context:
-                self._context.term()
+                self._context.destroy(linger=0)
+                self._context = None
 
     def _apply(self) -> None:
         """What waits, unless something is being applied: it comes behind it."""
-        if self._waiting and not self._applying:
+        if self._waiting and not self._applying and not self._awaited.cancelled():
             batch, self._waiting = self._waiting, []
-            if len(batch) > QUEUE:
+            # all rows anew, and they are those of today: nothing before and behind it matters
+            whole = any(isinstance(action, Apply) and action.changes is None for action in batch)
+            if len(batch) > QUEUE or (whole and len(batch) > 1):
                 batch = [action for action in self.sync.anew() if isinstance(action, _APPLIED)]
-            # all rows anew: what came before it no longer matters
-            whole = [
-                i for i, action in enumerate(batch) if isinstance(action, Apply) and action.changes is None
-            ]
-            batch = batch[whole[-1] :] if whole else batch
             if not batch:
                 return
             self._applying = True
@@ -206,10 +207,12 @@ class Link:
 
     def _applied(self, epoch: int, results: Results) -> None:
         self._applying = False
-        for kind, done in results:
-            done.epoch = epoch
-            self._do(self.sync.on_prepared(done) if kind is Prepare else self.sync.on_applied(done))
-        self._apply()
+        try:
+            for kind, done in results:
+                done.epoch = epoch
+                self._do(self.sync.on_prepared(done) if kind is Prepare else self.sync.on_applied(done))
+        finally:
+            self._apply()
 
     # --- actions ---
 
@@ -321,12 +324,17 @@ class _End:
         self.refused = False  # the publisher's choice, or ours: not tried again for a while
         self.fresh = True  # it is another than the one that the lanes were made for
         self.nonce = b""
+        self.monitor: Readable | None = None
         subscriber = self.open(zmq.SUB, WAITING, MAX_BODY)
-        monitor = subscriber.get_monitor_socket(_WATCHED)
-        self.monitor = Readable(link._loop, monitor, self.on_event)
         self.publish = Readable(link._loop, subscriber, self.on_publish)
-        subscriber.setsockopt(zmq.SUBSCRIBE, view_topic(link.sync.attributes.view))
-        subscriber.connect(address)
+        try:
+            monitor = subscriber.get_monitor_socket(_WATCHED)
+            self.monitor = Readable(link._loop, monitor, self.on_event)
+            subscriber.setsockopt(zmq.SUBSCRIBE, view_topic(link.sync.attributes.view))
+            subscriber.connect(address)
+        except BaseException:  # out of descriptors, say
+            self.close()
+            raise
 
     def open(self, kind: int, queue: int, most: int) -> zmq.Socket[bytes]:
         assert self.link._context is not None
@@ -380,22 +388,23 @@ class _End:
 
     def announced(self, message: Announce) -> None:
         """Its ports may be others than before: it was started anew."""
-        self.forget_probe()
         ports = (message.snapshot_port, message.answer_port)
         if self.fresh or ports != self.ports:
-            self.fresh = False
             for lane in (self.asks, self.answers):
                 if lane:
                     lane.close()
-            self.ports = ports
+            self.asks = self.answers = None
             self.asks = self.dealer(ports[0], 8, MAX_BODY, self.on_snapshot)
             self.answers = self.dealer(ports[1], 256, MAX_REFUSAL, self.on_answer)
+            self.fresh, self.ports = False, ports
+        self.forget_probe()
         self.report_every(message.report_ms)
 
     def dealer(self, port: int, queue: int, most: int, on_frames: Callable[[list[bytes]], None]) -> Readable:
-        socket = self.open(zmq.DEALER, queue, most)
-        socket.connect(lane_address(self.address, port))
-        return Readable(self.link._loop, socket, on_frames)
+        lane = Readable(self.link._loop, self.open(zmq.DEALER, queue, most), on_frames)
+        lane.socket.connect(lane_address(self.address, port))
+        lane.look_again()
+        return lane
 
     # --- out ---
 
@@ -475,7 +484,8 @@ class _End:
     def tick(self, now: float, heard: float) -> None:
         """Ask again who it is; where a connection seems to stand and brings nothing, make another: the
         machine at its end may be gone without a word."""
-        if now - max(heard, self.probed) > PROBE_AGAIN:
+        laneless = self.well and not self.answers  # it has spoken, and we were out of descriptors
+        if now - (self.probed if laneless else max(heard, self.probed)) > PROBE_AGAIN:
             if self.well and now - max(heard, self.stood) < GONE:
                 self.probe()
             else:

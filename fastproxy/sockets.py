@@ -49,6 +49,17 @@ def open_socket(
     connects is asked about there (ZAP, RFC 27).
     """
     socket = context.socket(kind)
+    try:
+        _set_options(socket, curve, zap_domain, max_message, queue)
+    except BaseException:  # out of descriptors, or no key: nobody else would close it
+        socket.close(0)
+        raise
+    return socket
+
+
+def _set_options(
+    socket: zmq.Socket[bytes], curve: Curve | None, zap_domain: str, max_message: int, queue: int
+) -> None:
     for option, value in (
         (zmq.LINGER, 0),
         (zmq.MAXMSGSIZE, max_message),
@@ -78,7 +89,6 @@ def open_socket(
     if zap_domain:
         socket.setsockopt_string(zmq.ZAP_DOMAIN, zap_domain)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # else nobody to ask means that everybody may come in
-    return socket
 
 
 class Readable:
@@ -101,10 +111,14 @@ class Readable:
         self.socket = socket
         self._loop = loop
         self._on_frames = on_frames
-        self._descriptor = cast(int, socket.getsockopt(zmq.FD))
         self._closed = False
+        try:
+            self._descriptor = cast(int, socket.getsockopt(zmq.FD))
+            loop.add_reader(self._descriptor, self._turn)
+        except BaseException:  # who asked for it has no other hold of the socket
+            socket.close(0)
+            raise
         self._next: asyncio.Handle | None = loop.call_soon(self._turn)
-        loop.add_reader(self._descriptor, self._turn)
 
     def send(self, frames: Sequence[bytes]) -> bool:
         """Now or never: False where the queue is full or nobody is there to take it. Nothing waits."""
@@ -151,9 +165,9 @@ class Readable:
 
     def _take(self) -> bool:
         """The next message; False: there is none."""
-        frames = receive(self.socket)
+        frames = [frame.bytes for frame in receive(self.socket)]
         if frames:
-            self._on_frames([frame.bytes for frame in frames])
+            self._on_frames(frames)
         return bool(frames)
 
 

@@ -82,7 +82,8 @@ def _one_route(rows: Results) -> list[str]:
         "bytes through plain pyzmq: a PUB socket, and as many SUB sockets in as many processes, each read by "
         "a zmq.Poller. *apply* is from the HTTP request until all are LIVE, compile and commit included; "
         "*known* until the control plane knows it of all (to 50 ms), whose answers are spread on purpose; "
-        "*CPU* is the control plane's, per change and subscriber, being asked for that included.",
+        "*CPU* is the control plane's, per change and subscriber, being asked for that included. A change is "
+        "begun when the one before is known.",
         "",
         *table([*head, "apply, all live", "known", "CPU µs"], lines),
     ]

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,12 +158,18 @@ class Subscriber(Source):
 
     # --- Applier ---
 
-    async def carry_out(self, actions: Sequence[ApplierAction], rows: Rows) -> list[tuple[type, Done]]:
+    def carry_out(
+        self, actions: Sequence[ApplierAction], rows: Rows
+    ) -> Coroutine[Any, Any, list[tuple[type, Done]]]:
         """See :class:`fastproxy.link.Applier`. Of several versions that are to serve one after the other only
         the last is compiled; where it cannot serve, the ones before it are tried."""
-        arrived = time.monotonic()
         anew = any(isinstance(a, Apply) and a.changes is None for a in actions)
         copy = self._copied(rows) if anew or self._last_good else None
+        return self._carry_out(actions, copy, time.monotonic())
+
+    async def _carry_out(
+        self, actions: Sequence[ApplierAction], copy: Kept | None, arrived: float
+    ) -> list[tuple[type, Done]]:
         results: list[tuple[type, Done]] = []
         async with self._lock:
             goals: list[tuple[type, Version]] = []

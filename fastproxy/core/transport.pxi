@@ -4,8 +4,8 @@
 # Edge-triggered rule: CONN_READABLE says that recv may have something. A read shorter than asked for drains the socket,
 # so it clears the flag without a second recv that would only say EAGAIN; unless FIN or an error is known to follow.
 #
-# The kernel tells a reset once, to whichever call comes first; after that, recv says 0 as if the peer had ended
-# properly. So it is kept in CONN_RESET, and what a send was told is what the read of the rest ends with.
+# The kernel tells an error once, to whichever call comes first; after that, recv says 0 as if the peer had ended
+# properly. So it is kept in CONN_FAILED, and what a send was told is what the read of the rest ends with.
 
 cdef enum:
     IO_AGAIN = -1
@@ -25,7 +25,7 @@ cdef ssize_t conn_recv(Worker *w, Conn *c, uint8_t *buf, size_t size) noexcept n
             return n
         if n == 0:
             c.flags &= ~CONN_READABLE
-            if c.flags & CONN_RESET:
+            if c.flags & CONN_FAILED:
                 return IO_ERROR
             c.flags |= CONN_EOF
             return 0
@@ -37,7 +37,9 @@ cdef ssize_t conn_recv(Worker *w, Conn *c, uint8_t *buf, size_t size) noexcept n
         return conn_failed(c)
 
 cdef ssize_t conn_failed(Conn *c) noexcept nogil:
-    """The call said an error that ends the connection. FIN before the reset is told as EPIPE: what came was whole."""
+    """The call said an error that ends the connection. EPIPE: FIN came before the reset, so what came was whole."""
+    if errno != EPIPE:
+        c.flags |= CONN_FAILED
     if errno == ECONNRESET:
         c.flags |= CONN_RESET
     return IO_ERROR

@@ -37,7 +37,8 @@ cdef enum ConnFlag:
     CONN_EOF = 2048                 # 0 was read
     CONN_HEAD_TIMED = 4096          # down: the header timeout runs
     CONN_UNSCANNED = 8192           # down: `input` holds the start of the next request, not looked at yet
-    CONN_RESET = 16384              # a call got ECONNRESET, the only one that is told
+    CONN_RESET = 16384              # a call got ECONNRESET
+    CONN_FAILED = 32768             # a call got an error that is told once, and recv says 0 from then on
 
 cdef struct Timer:
     Timer *next
