@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import threading
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import zmq
 
 from ctrl import downstream, publisher
 from ctrl.downstream import NEW_VIEWS
+from ctrl.feed import Feed
 from ctrl.fleet import Fleet
 from ctrl.publisher import Publisher
 from fastproxy.rows import Rows
@@ -516,3 +518,42 @@ async def test_a_port_that_is_taken_is_an_error_and_nothing_stays_bound() -> Non
     assert not two.down._lanes
     await one.close()
     await one.close()
+
+
+@runs
+async def test_an_ask_that_comes_while_the_one_before_is_packed_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ctrl.feed.LARGE", 0)
+    packing, packed = threading.Event(), threading.Event()
+    real = Feed.work
+
+    def work(self: Feed, ask: Ask) -> Any:
+        made = real(self, ask)
+
+        def slow() -> None:
+            packing.set()
+            packed.wait(10)
+            assert made
+            made()
+
+        return slow if made else None
+
+    monkeypatch.setattr(Feed, "work", work)
+    speaker = await opened(Board(tables(a=1)))
+    context = zmq.Context()
+    asker = context.socket(zmq.DEALER)
+    asker.linger = 0
+    asker.connect(speaker.snapshot_address)
+    asker.send_multipart(encode(Ask(node="n", attributes=HERE, id=1)))
+    await asyncio.to_thread(packing.wait, 10)
+    asker.send_multipart(encode(Ask(node="n", attributes=HERE, id=2)))
+    await until(
+        lambda: any(ask.id == 2 for v in speaker.down.views.values() for ask in v.waiting.values()), "2"
+    )
+    packed.set()
+    await until(lambda: asker.poll(0), "an answer")
+    assert decode(asker.recv_multipart()).id == 2  # type: ignore[union-attr]
+    asker.close()
+    context.term()
+    await speaker.close()

@@ -16,6 +16,7 @@ from ctrl.api_shapes import _relays
 from ctrl.relay import TOGETHER, Relay, _parts
 from ctrl.zap import Authority
 from fastproxy.keys import RELAY, load_key
+from fastproxy.link import _End
 from fastproxy.rows import Rows
 from fastproxy.sockets import make_context
 from fastproxy.sync import Prepare, State
@@ -353,3 +354,24 @@ def test_addresses_that_cannot_be_are_told_at_once() -> None:
         Relay("r", ["tcp://10.0.0.1:1"], bind="tcp://127.0.0.1:0")
     with pytest.raises(ValueError, match="needs keys"):
         Relay("r", ["tcp://127.0.0.1:1"], bind="tcp://0.0.0.0:1")
+
+
+@runs
+async def test_a_link_that_fails_once_is_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relays, "AGAIN", 0.2)
+    board = Board(tables(a=1))
+    speaker, _, lower = await two_levels(board)
+    real, failed = _End.__init__, 0
+
+    def once(self: Any, link: Any, *more: Any) -> None:
+        nonlocal failed
+        if link.sync.node == lower.name and not failed:
+            failed += 1
+            raise OSError(24, "Too many open files")
+        real(self, link, *more)
+
+    monkeypatch.setattr(_End, "__init__", once)
+    async with Crew(lower.address) as crew:
+        crew.join(1)
+        await until(lambda: crew.live(1), "live behind a link that was run again")
+    assert failed == 1

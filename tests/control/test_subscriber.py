@@ -133,6 +133,21 @@ def settle(version: int) -> Settle:
     return Settle(version, bytes([version]) * 32)
 
 
+def test_a_version_is_served_with_its_own_rows(tmp_path: Path) -> None:
+    """What comes behind it changes them before its turn has come."""
+
+    async def body(folder: Path) -> None:
+        async with started(folder) as agent:
+            agent.changes(A)
+            first = agent.subscriber.carry_out([apply(1, None)], agent.rows)
+            agent.changes(B)
+            ((_, done),) = await first
+            assert (done.version, done.error) == (1, "")
+            assert agent.serves()["routes"] == A["routes"]
+
+    run(body, tmp_path)
+
+
 def prepare(version: int, changes: Changes) -> Prepare:
     return Prepare(version, bytes([version]) * 32, changes)
 
