@@ -284,7 +284,10 @@ def _add_watching(app: FastAPI, plane: Plane) -> None:
             wait = min(wait, plane.gathering + 0.001) if plane.gathering else wait
             now = await _first(plane, fleet.wait_change(seen, wait), now)
         number = plane.head().version if version is None else version
-        return shapes.progress(fleet.progress(plane.head().epoch, number), now, plane.gathering > 0)
+        head = plane.head()
+        return shapes.progress(
+            fleet.progress(head.epoch, number, head=head.version), now, plane.gathering > 0
+        )
 
     @app.get(
         "/v1/watch",

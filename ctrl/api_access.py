@@ -99,6 +99,8 @@ class Access:
         elif scope["path"] not in OPEN:
             holder = self.tokens.holder_of(headers.get("authorization"))
             if holder is None:
+                if "authorization" in headers:
+                    return 401, "this token is not known here: it was revoked, or is of another server"
                 return 401, "a token is needed: Authorization: Bearer TOKEN"
             if holder.role != OPERATOR and scope["method"] not in READING:
                 return 403, f"{holder.name} has the role {holder.role}, which reads; this needs an operator"

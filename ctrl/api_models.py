@@ -256,6 +256,7 @@ class ProgressAnswer(Given):
     rejected: list[RejectedRow]
     problems: Annotated[list[RejectedRow], Field(description="it serves there, and not all of it")]
     laggards: list[str]
+    lost: Annotated[list[str], Field(description="were there and are silent: not counted")]
     p50_us: Annotated[int, Field(alias="p50Us")]
     p99_us: Annotated[int, Field(alias="p99Us")]
     max_us: int
@@ -284,6 +285,7 @@ class VerifyAnswer(Given):
     epoch: int
     version: int
     views: list[VerifiedView]
+    lost: Annotated[list[str], Field(description="were there and are silent: what they serve is not known")]
 
 
 class RolloutAnswer(Given):

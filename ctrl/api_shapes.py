@@ -192,6 +192,7 @@ def progress(p: Progress, seen: int, gathering: bool) -> m.ProgressAnswer:
         rejected=[m.RejectedRow(node=node, error=error) for node, error in p.rejected],
         problems=[m.RejectedRow(node=node, error=error) for node, error in p.problems],
         laggards=p.laggards,
+        lost=p.lost,
         p50_us=p.p50_us,
         p99_us=p.p99_us,
         max_us=p.max_us,
@@ -201,8 +202,10 @@ def progress(p: Progress, seen: int, gathering: bool) -> m.ProgressAnswer:
 
 
 def verify(plane: Plane) -> m.VerifyAnswer:
-    """Every view that a present proxy is in: the hash that we publish beside those of what they serve."""
+    """Every view that a present proxy is in: the hash that we publish beside those of what they serve.
+    Nothing is proven of a proxy that is silent."""
     now = plane.head()
+    lost = sorted(proxy.node for proxy in plane.fleet.proxies() if not proxy.present)
     published = {
         view.feed.view: view.feed.hash
         for view in plane.publisher.down.views.values()
@@ -232,8 +235,10 @@ def verify(plane: Plane) -> m.VerifyAnswer:
                 equal=same and proxy.hash == published[view],
             )
         )
-    equal = all(row.equal for view in views.values() for row in view.proxies)
-    return m.VerifyAnswer(equal=equal, epoch=now.epoch, version=now.version, views=list(views.values()))
+    equal = not lost and all(row.equal for view in views.values() for row in view.proxies)
+    return m.VerifyAnswer(
+        equal=equal, epoch=now.epoch, version=now.version, views=list(views.values()), lost=lost
+    )
 
 
 def breakers(contents: Contents, fleet: Fleet) -> m.BreakersAnswer:

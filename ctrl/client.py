@@ -19,6 +19,7 @@ MAX_ANSWER = 256 * 1024 * 1024
 MAX_EVENT = 4 * 1024 * 1024
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0  # a version of 100,000 routes is made in less
+READ_SECONDS = 10.0  # what only reads waits for no compile
 
 Answer = dict[str, Any]
 
@@ -150,7 +151,8 @@ class Client:
         body: Answer | None = None,
         wait: float = 0.0,
     ) -> Answer:
-        timeout = httpx.Timeout(self._seconds + wait, connect=min(CONNECT_SECONDS, self._seconds))
+        seconds = min(self._seconds, READ_SECONDS) if method == "GET" else self._seconds
+        timeout = httpx.Timeout(seconds + wait, connect=min(CONNECT_SECONDS, self._seconds))
         with (
             self._told(),
             self._http.stream(method, path, params=params, json=body, timeout=timeout) as response,

@@ -115,8 +115,8 @@ class Refusal:
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How far a version is. total: proxies that are present. problems: what of it does not serve where it
-    does, such as a listener. Times in microseconds, of those that answered
-    for this very version; 0 where none did."""
+    does, such as a listener. lost: were there and are silent, not counted. Times in microseconds, of those
+    that answered for this very version; 0 where none did."""
 
     version: int
     total: int
@@ -125,6 +125,7 @@ class Progress:
     rejected: list[tuple[str, str]]
     problems: list[tuple[str, str]]
     laggards: list[str]
+    lost: list[str]
     p50_us: int
     p99_us: int
     max_us: int
@@ -157,7 +158,7 @@ class Fleet:
         self._size = 0
         self._present = 0
         self._picture: tuple[int, dict[str, Told]] = (-1, {})
-        self._progress: tuple[tuple[int, int, int], Progress] | None = None
+        self._progress: tuple[tuple[int, int, int, int], Progress] | None = None
         self._watchers: set[asyncio.Future[None]] = set()
         self._telling: asyncio.TimerHandle | None = None
 
@@ -291,28 +292,40 @@ class Fleet:
     def get(self, node: str) -> Proxy | None:
         return self._proxies.get(node)
 
-    def progress(self, epoch: int, version: int, among: Callable[[Proxy], bool] | None = None) -> Progress:
-        """``among``: only these proxies. Who asks the same again before something has changed gets the same
-        answer: many wait for one version."""
-        key = (self.changed, epoch, version)
+    def progress(
+        self,
+        epoch: int,
+        version: int,
+        among: Callable[[Proxy], bool] | None = None,
+        head: int = 1 << 63,
+    ) -> Progress:
+        """``among``: only these proxies. head: the newest decided version; who serves one between the two
+        serves this, who serves one above it serves a candidate, or another history. Who asks the same again
+        before something has changed gets the same answer: many wait for one version."""
+        key = (self.changed, epoch, version, head)
         if among is None and self._progress and self._progress[0] == key:
             return self._progress[1]
         total = serving = prepared = 0
         rejected: list[tuple[str, str]] = []
         problems: list[tuple[str, str]] = []
         laggards: list[str] = []
+        lost: list[str] = []
         times: list[int] = []
         for proxy in self._proxies.values():
-            if not proxy.present or (among and not among(proxy)):
+            if among and not among(proxy):
+                continue
+            if not proxy.present:
+                lost.append(proxy.node)
                 continue
             total += 1
             ours = proxy.epoch == epoch and self.agrees(proxy)
             if ours and proxy.rejected == version:
                 rejected.append((proxy.node, proxy.rejected_why))
                 continue
-            if ours and (proxy.prepared == version or proxy.version >= version):
+            serves = ours and (proxy.version == version or version < proxy.version <= head)
+            if serves or (ours and proxy.prepared == version):
                 prepared += 1
-            if ours and proxy.version >= version:
+            if serves:
                 serving += 1
                 if proxy.noted == proxy.version:
                     problems.append((proxy.node, proxy.rejected_why))
@@ -329,6 +342,7 @@ class Fleet:
             sorted(rejected)[:LAGGARDS],
             sorted(problems)[:LAGGARDS],
             sorted(laggards)[:LAGGARDS],
+            sorted(lost)[:LAGGARDS],
             _share(times, 50),
             _share(times, 99),
             times[-1] if times else 0,

@@ -174,6 +174,12 @@ def number(row: dict[str, Any], key: str) -> int:
     return value if type(value) is int else 0
 
 
+def names(answer: dict[str, Any], key: str) -> list[str]:
+    """The strings of a list."""
+    value = answer.get(key)
+    return [word({key: name}, key) for name in value] if isinstance(value, list) else []
+
+
 def rows(answer: dict[str, Any], key: str) -> list[dict[str, Any]]:
     """The objects of a list in an answer."""
     value = answer.get(key)

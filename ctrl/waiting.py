@@ -203,8 +203,11 @@ def tell(outcome: Outcome, version: int) -> None:
         for row in _rows(progress, name)[:MOST_NAMED]:
             show.hint(f"  {word(row, 'node')} {verb} {word(row, 'error')}")
         _name(verb.rstrip(":"), len(_rows(progress, name)) - MOST_NAMED)
-    laggards = progress.get("laggards")
-    names = [word({"n": name}, "n") for name in laggards] if isinstance(laggards, list) else []
+    silent = show.names(progress, "lost")
+    for name in silent[:MOST_NAMED]:
+        show.hint(f"  {name} is lost and not counted: what it serves is not known")
+    _name("are lost", len(silent) - MOST_NAMED)
+    names = show.names(progress, "laggards")
     if names and not outcome.served and not outcome.aborted:
         refused = {word(row, "node") for row in _rows(progress, "rejected")}
         names = [name for name in names if name not in refused]

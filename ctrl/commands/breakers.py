@@ -130,11 +130,11 @@ def clear(
     milliseconds("--timeout", timeout)
     narrow = {"subset": subset, "port": str(port or ""), "endpoint": endpoint}
     orders = rows(client.breakers(), "orders")
-    found = [row for row in orders if word(row, "name") == name and not any(narrow.values())]
-    found = found or [
+    found = [  # the order for a whole host has the name of the host
         row
         for row in orders
-        if word(row, "host") == name and all(not v or word(row, k) == v for k, v in narrow.items())
+        if (word(row, "name") == name and not any(narrow.values()))
+        or (word(row, "host") == name and all(not v or word(row, k) == v for k, v in narrow.items()))
     ]
     if not found:
         raise Failure(f"no order of that name or host: {show.PROGRAM} breaker list")

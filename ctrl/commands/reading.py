@@ -16,8 +16,9 @@ from ctrl.commands import completing, refused
 from ctrl.commands.asking import FAILED, LOOK, USAGE, Failure, Show, asks
 from ctrl.durations import age, clock, spell
 from ctrl.kinds import one
-from ctrl.show import Column, Output, number, rows, word
+from ctrl.show import Column, Output, names, number, rows, word
 
+MOST_LOST = 20  # that are named
 HASH_DIGITS = 12  # enough to see that two differ
 
 
@@ -189,7 +190,11 @@ def _head(head: Answer, proxies: list[Answer]) -> str:
     version = number(head, "version")
     if not version:
         return f"nothing was applied yet; {show.count(len(proxies), 'proxy')}"
-    behind = sum(1 for row in proxies if number(row, "lag") or word(row, "state") != "LIVE")
+    behind = sum(
+        1
+        for row in proxies
+        if number(row, "lag") or word(row, "state") != "LIVE" or number(row, "version") != version
+    )
     told = f"{len(proxies) - behind}/{len(proxies)} proxies serve it" if proxies else "no proxy is connected"
     # not its hash: that is of all rows, and beside it are those of what each proxy needs of them
     return f"version {version}: {told}"
@@ -318,7 +323,8 @@ def verify(
 ) -> None:
     """Prove that all proxies hold what the server has.
 
-    By the hashes of what they hold. Exit code 0; 1 when one differs, or cannot serve what it holds."""
+    By the hashes of what they hold. Exit code 0; 1 when one differs, cannot serve what it holds, or is LOST,
+    so that nothing can be proven of it."""
     answer = client.verify()
     equal = answer.get("equal") is True
     # who holds the bytes and cannot serve them is no more what was wanted than who does not hold them
@@ -347,10 +353,15 @@ def verify(
             many = f", in {show.count(len(views), 'view')}" if len(views) > 1 else ""
             said = f"{show.count(len(proxies), 'proxy')} {'hold' if len(proxies) != 1 else 'holds'}"
             show.say(f"equal: {said} version {version}{many}" if proxies else "no proxy is connected")
-        else:
+        elif different:
             show.fail(
                 f"{len(different)} of {show.count(len(proxies), 'proxy')} do not serve version {version}"
             )
+        lost = names(answer, "lost")
+        for name in lost[:MOST_LOST]:
+            show.fail(f"{name} is lost: what it serves is not known")
+        if len(lost) > MOST_LOST:
+            show.fail(f"and {len(lost) - MOST_LOST} more are lost: {show.PROGRAM} status")
         for row in rejected:
             show.fail(f"{word(row, 'node')} holds it and cannot serve it: {word(row, 'error')}")
     if not equal or rejected:

@@ -73,6 +73,26 @@ def test_progress_counts_serving_prepared_rejected_and_names_the_rest() -> None:
     assert fleet.progress(2, 1).serving == 0
 
 
+def test_who_is_above_the_head_does_not_serve_it() -> None:
+    """It serves a candidate, or comes from a store that is newer than this one."""
+    fleet, _ = fleet_of("a", "b")
+    fleet.on_report(report("a", 5))
+    fleet.on_report(report("b", 7))
+    progress = fleet.progress(1, 5, head=5)
+    assert (progress.total, progress.serving, progress.laggards) == (2, 1, ["b"])
+    assert fleet.progress(1, 7, head=5).serving == 1, "the candidate itself"
+    assert fleet.progress(1, 5, head=7).serving == 2, "once it is decided"
+
+
+def test_who_is_lost_is_named_and_not_counted() -> None:
+    fleet, clock = fleet_of("a", "b")
+    clock.now += 100
+    fleet.on_report(report("b", 2))
+    fleet.expire()
+    progress = fleet.progress(1, 2)
+    assert (progress.total, progress.serving, progress.lost) == (1, 1, ["a"])
+
+
 def test_a_later_version_counts_and_its_time_does_not() -> None:
     fleet, _ = fleet_of("a")
     fleet.on_answers([answer("a", 3, us=50)])
