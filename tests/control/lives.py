@@ -13,7 +13,7 @@ import uvloop
 import zmq
 
 from fastproxy.link import ApplierAction, Link
-from fastproxy.rows import Changes, Rows
+from fastproxy.rows import Rows
 from fastproxy.sockets import (
     Readable,
     bound_port,
@@ -30,11 +30,11 @@ from fastproxy.wire import (
     Message,
     Report,
     Snapshot,
-    Update,
     decode,
     encode,
     view_topic,
 )
+from tests.control.told import rows, step
 
 HERE = Attributes()
 TOPIC = view_topic(HERE.view)
@@ -48,22 +48,6 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 async def until(true: Callable[[], Any]) -> None:
     while not true():
         await asyncio.sleep(0.005)
-
-
-def rows(version: int) -> Rows:
-    return Rows.of({"routes": {"stays": b"\x80", "moves": b"%d" % version}})
-
-
-def step(version: int, **more: Any) -> Update:
-    values: dict[str, Any] = {
-        "epoch": 1,
-        "version": version,
-        "hash": rows(version).hash,
-        "prev_version": version - 1,
-        "prev_hash": rows(version - 1).hash,
-        "changes": Changes({"routes": {"moves": b"%d" % version}}),
-    }
-    return Update(**(values | more))
 
 
 class Server:

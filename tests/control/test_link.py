@@ -27,7 +27,8 @@ from fastproxy.wire import (
     Report,
     encode,
 )
-from tests.control.lives import HERE, TOPIC, Applier, Life, Server, pair, rows, run, until
+from tests.control.lives import HERE, TOPIC, Applier, Life, Server, pair, run, until
+from tests.control.told import rows
 
 
 def test_outside_this_machine_needs_keys() -> None:

@@ -11,7 +11,8 @@ from fastproxy.wire import (
     Update,
     encode,
 )
-from tests.control.lives import AtOnce, pair, rows, run, step, until
+from tests.control.lives import AtOnce, pair, run, until
+from tests.control.told import rows, step
 
 
 def test_an_applier_that_is_done_at_once() -> None:

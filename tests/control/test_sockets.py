@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import socket as system
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-import uvloop
 import zmq
 
 from fastproxy.sockets import (
@@ -23,17 +21,7 @@ from fastproxy.sockets import (
     make_context,
     open_socket,
 )
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(asyncio.wait_for(test(), 30))
-
-
-async def until(true: Callable[[], Any]) -> None:
-    while not true():
-        await asyncio.sleep(0.005)
-
+from tests.control.lives import run, until
 
 # --- readable ---
 
